@@ -1,0 +1,184 @@
+"""The acceptance rule: the only place that says what "better" means.
+
+`decide` is a pure function of what was measured so far. It answers with the next thing to measure
+or with a verdict, so measuring can stop and go on at any pair, and judging a finished experiment
+again gives the same verdict.
+
+    screen    3 pairs; stop unless the mean is above zero
+    quality   the public documents; stop if the tier's gate refuses
+    test      8 pairs; one-sided paired p < 0.01 and mean ≥ δ
+    quality   the held-out documents
+    confirm   12 new pairs, fresh processes, held-out prompts; the same test, and the only estimate
+              that is reported
+
+δ is the larger of `min_gain` and the machine's noise floor. Keeping the best number of many noisy
+ones would promote noise; this rule, with its two independent tests, almost never does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from .challenge import Acceptance, Tier
+from .gates import DocumentScore, QualityReport, refusal, report
+from .pairs import Pair, Stage
+from .prompts import Split
+from .statistics import Estimate, estimate
+
+
+class Verdict(StrEnum):
+    """How an experiment ended."""
+
+    KEPT = "kept"
+    REJECTED = "rejected"
+    INCONCLUSIVE = "inconclusive"
+    INVALID = "invalid"
+    FAILED = "failed"
+
+
+class Cause(StrEnum):
+    """What a verdict turned on."""
+
+    GAIN = "gain"
+    NO_GAIN = "no-gain"
+    QUALITY = "quality"
+    POWER = "power"
+    ENGINE = "engine"
+    START = "start"  # the run's first champion, measured to have something to compare with
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything measured for one experiment so far."""
+
+    pairs: Sequence[Pair] = ()
+    scores: dict[Split, Sequence[DocumentScore]] = field(default_factory=dict)
+
+    def log_ratios(self, stage: Stage) -> list[float]:
+        """Return the paired log ratios of one stage."""
+        return [pair.log_ratio for pair in self.pairs if pair.stage is stage]
+
+
+@dataclass(frozen=True)
+class Need:
+    """The next thing to measure: pairs of a stage, or the documents of a split."""
+
+    stage: Stage | None = None
+    split: Split | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict, why, and the figures it rests on."""
+
+    verdict: Verdict
+    cause: Cause
+    reason: str
+    gain: Estimate | None = None
+    quality: QualityReport | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the decision depends on besides the evidence."""
+
+    acceptance: Acceptance
+    tier: Tier
+    delta: float
+    num_documents: int  # per split; 0 where quality is not judged
+
+    def num_pairs(self, stage: Stage) -> int:
+        """Return how many pairs a stage takes."""
+        return {
+            Stage.SCREEN: self.acceptance.screen_pairs,
+            Stage.TEST: self.acceptance.test_pairs,
+            Stage.CONFIRM: self.acceptance.confirm_pairs,
+            Stage.NOISE: self.acceptance.noise_pairs,
+            Stage.BASELINE: self.acceptance.baseline_pairs,
+        }[stage]
+
+
+def decide(evidence: Evidence, rule: Rule) -> Need | Judgement:
+    """Return what to measure next, or the verdict."""
+    screen = evidence.log_ratios(Stage.SCREEN)
+    if len(screen) < rule.num_pairs(Stage.SCREEN):
+        return Need(stage=Stage.SCREEN)
+    screened = estimate(screen)
+    if screened.mean <= 0:
+        return Judgement(
+            Verdict.REJECTED,
+            Cause.NO_GAIN,
+            f"no gain: {_percent(screened)} in {screened.num_pairs} screening pairs",
+            screened,
+        )
+    if outcome := _quality(evidence, rule, Split.PUBLIC, screened):
+        return outcome
+    if outcome := _speed(evidence, rule, Stage.TEST):
+        return outcome
+    if outcome := _quality(evidence, rule, Split.HELD_OUT, estimate(evidence.log_ratios(Stage.TEST))):
+        return outcome
+    if outcome := _speed(evidence, rule, Stage.CONFIRM):
+        return outcome
+    confirmed = estimate(evidence.log_ratios(Stage.CONFIRM))
+    return Judgement(
+        Verdict.KEPT,
+        Cause.GAIN,
+        f"{_percent(confirmed)} over the champion in {confirmed.num_pairs} new pairs",
+        confirmed,
+        quality_report(evidence),
+    )
+
+
+def quality_report(evidence: Evidence) -> QualityReport | None:
+    """Return the report over all scored documents: held-out ones if there are any."""
+    for split in (Split.HELD_OUT, Split.PUBLIC):
+        if evidence.scores.get(split):
+            return report(evidence.scores[split])
+    return None
+
+
+def _quality(
+    evidence: Evidence, rule: Rule, split: Split, gain: Estimate
+) -> Need | Judgement | None:
+    if rule.num_documents == 0:
+        return None
+    scores = evidence.scores.get(split, ())
+    if len(scores) < rule.num_documents:
+        return Need(split=split)
+    quality = report(scores)
+    reason = refusal(quality, rule.tier)
+    if reason is None:
+        return None
+    return Judgement(
+        Verdict.REJECTED, Cause.QUALITY, f"quality on {split} prompts: {reason}", gain, quality
+    )
+
+
+def _speed(evidence: Evidence, rule: Rule, stage: Stage) -> Need | Judgement | None:
+    ratios = evidence.log_ratios(stage)
+    if len(ratios) < rule.num_pairs(stage):
+        return Need(stage=stage)
+    gain = estimate(ratios)
+    p = gain.p_above()
+    if p < rule.acceptance.p_value and gain.mean >= rule.delta:
+        return None
+    quality = quality_report(evidence)
+    figures = f"{_percent(gain)} in {gain.num_pairs} {stage} pairs (p = {p:.2g})"
+    # Rejected means shown to be too small; a wide interval that still holds a gain is not that.
+    low_enough = gain.interval(0.90)[1] < 1 + max(rule.delta, 0.0)
+    if low_enough or gain.mean <= 0:
+        return Judgement(
+            Verdict.REJECTED, Cause.NO_GAIN, f"no gain: {figures}, δ is {rule.delta:.2%}", gain, quality
+        )
+    return Judgement(
+        Verdict.INCONCLUSIVE,
+        Cause.POWER,
+        f"too noisy to tell: {figures}, δ is {rule.delta:.2%}; more pairs would tell",
+        gain,
+        quality,
+    )
+
+
+def _percent(gain: Estimate) -> str:
+    low, high = gain.interval()
+    return f"{gain.ratio - 1:+.1%} ({low - 1:+.1%} to {high - 1:+.1%})"

@@ -1,0 +1,64 @@
+"""The baseline: `transformers` `generate`, behind the same two doors as every engine.
+
+In `levers.json`'s dtype bfloat16 it is what a researcher has before slipstream starts; in float32
+it is the trusted reference. Greedy, default key/value cache, default attention.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+
+class TransformersEngine:
+    """Greedy decoding of one sequence at a time with a transformers model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.vocab_size: int = model.config.vocab_size
+        self._cache: object = None
+
+    def generate(self, prompt: list[int], num_tokens: int) -> list[int]:
+        """Return exactly `num_tokens` greedy tokens after `prompt`; no token ends it early."""
+        output = self.model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        tokens: list[int] = output[0, len(prompt) :].tolist()
+        return tokens
+
+    def begin(self, prompt: list[int]) -> Tensor:
+        """Read the prompt and return the next token's logits [vocab_size], float32."""
+        self._cache = None
+        return self._forward(prompt)
+
+    def reveal(self, token: int) -> Tensor:
+        """Accept `token` as the next one and return the logits [vocab_size] after it."""
+        return self._forward([token])
+
+    def _forward(self, tokens: list[int]) -> Tensor:
+        with torch.inference_mode():
+            out = self.model(
+                torch.tensor([tokens]),
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self._cache = out.past_key_values
+        return out.logits[0, -1].float()
+
+
+def load(tree: Path, model_dir: Path, max_context: int) -> TransformersEngine:  # noqa: ARG001
+    """Load the checkpoint in the dtype that `levers.json` names."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    dtype = json.loads((tree / "levers.json").read_text())["dtype"]
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype))
+    model.generation_config.eos_token_id = None
+    return TransformersEngine(model.eval())

@@ -1,0 +1,21 @@
+"""Errors that a person reads: one line that names what was wrong, the value, and what to do."""
+
+
+class SlipstreamError(Exception):
+    """Something the user can act on. The command line prints it without a traceback."""
+
+
+class EngineError(Exception):
+    """An engine did not do its work. The experiment ends with a verdict; the loop goes on."""
+
+
+class EngineFailedError(EngineError):
+    """The engine crashed, refused or ran out of time: the verdict is *failed*."""
+
+
+class InvalidOutputError(EngineError):
+    """The engine broke the protocol (wrong count, garbage, NaN …): the verdict is *invalid*."""
+
+
+class StopRequested(Exception):  # noqa: N818  (not an error: somebody asked)
+    """Ctrl-C was pressed; work stops at the next boundary where nothing is lost."""

@@ -1,0 +1,85 @@
+"""The machine: what it is, how fast it reads memory, what it has installed."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a measurement depends on. `id` tells machines apart in a shared memory."""
+
+    cpu: str
+    num_cores: int
+    memory_gb: float
+    gpus: tuple[str, ...]
+    has_compiler: bool
+
+    @property
+    def id(self) -> str:
+        """A short hash of processor, cores and GPUs."""
+        text = "|".join((self.cpu, str(self.num_cores), *self.gpus))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def label(self) -> str:
+        """One line for people."""
+        gpus = f", {', '.join(self.gpus)}" if self.gpus else ""
+        return f"{self.cpu} ({self.num_cores} cores, {self.memory_gb:.0f} GB){gpus}"
+
+
+def detect_hardware() -> Hardware:
+    """Look at this machine."""
+    pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return Hardware(
+        cpu=_cpu_name(),
+        num_cores=len(os.sched_getaffinity(0)),
+        memory_gb=pages * page_bytes / 1e9,
+        gpus=_gpu_names(),
+        has_compiler=any(shutil.which(name) for name in ("g++", "c++", "clang++")),
+    )
+
+
+def read_bandwidth_gbps(num_threads: int, *, size_mb: int = 256, repeats: int = 5) -> float:
+    """Measure how fast the cores together read memory, in GB/s (best of `repeats`).
+
+    Each thread sums its own slice of an array that no cache can hold.
+    """
+    data = np.ones(size_mb * (1 << 20) // 8)
+    slices = np.array_split(data, num_threads)
+    best = float("inf")
+    with ThreadPoolExecutor(num_threads) as pool:
+        for _ in range(repeats):
+            start = time.perf_counter()
+            list(pool.map(np.sum, slices))
+            best = min(best, time.perf_counter() - start)
+    return data.nbytes / best / 1e9
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu_names() -> tuple[str, ...]:
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    done = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return tuple(done.stdout.split("\n")[:-1]) if done.returncode == 0 else ()

@@ -1,0 +1,119 @@
+"""The trusted reference: the same checkpoint in transformers, in its own process.
+
+It writes the ground truth, continuations sampled at temperature 1 from fixed seeds, and keeps the
+logits that it had before each token. Both come from one pass through the scoring door, so a
+variant is compared position by position with what the reference really computed. Made once per
+model and settings, then read from the cache.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from .baselines import baseline_tree
+from .challenge import Quality
+from .child import ChildEngine
+from .engine import Engine
+from .gates import DocumentScore, score_document
+from .home import cache_dir, make_dir
+from .prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Document:
+    """A prompt, the continuation that the reference sampled, and where its logits lie."""
+
+    prompt: Prompt
+    tokens: tuple[int, ...]
+    logits_path: Path
+
+    def logits(self) -> NDArray[np.float32]:
+        """Return the reference's logits before each token, [num_tokens, vocab_size]."""
+        loaded: NDArray[np.float32] = np.load(self.logits_path)
+        return loaded
+
+
+class Reference:
+    """Documents of one model, made on first use."""
+
+    def __init__(self, model_dir: Path, quality: Quality, *, max_context: int) -> None:
+        self._model_dir, self._quality, self._max_context = model_dir, quality, max_context
+        key = f"{model_dir}|{quality.reference_dtype}|{quality.seed}|{quality.continuation_tokens}"
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
+        self._folder = make_dir(cache_dir() / "reference" / name)
+
+    def documents(
+        self, prompts: Sequence[Prompt], say: Callable[[int, int], None] = lambda done, total: None
+    ) -> tuple[Document, ...]:
+        """Return one document per prompt, at most as many as the challenge scores.
+
+        Args:
+            prompts: prompts of one split.
+            say: told how many of how many are made, when some have to be.
+        """
+        chosen = prompts[: self._quality.documents]
+        with FileLock(self._folder / ".lock"):
+            missing = [prompt for prompt in chosen if not self._tokens_path(prompt).exists()]
+            if missing:
+                self._make(missing, say)
+        return tuple(
+            Document(
+                prompt,
+                tuple(json.loads(self._tokens_path(prompt).read_text())),
+                self._logits_path(prompt),
+            )
+            for prompt in chosen
+        )
+
+    def _make(self, prompts: Sequence[Prompt], say: Callable[[int, int], None]) -> None:
+        short = {"float32": "fp32", "bfloat16": "bf16"}[self._quality.reference_dtype]
+        tree = baseline_tree(f"transformers-{short}", self._folder)
+        with ChildEngine(tree, self._model_dir, max_context=self._max_context) as engine:
+            for done, prompt in enumerate(prompts):
+                say(done, len(prompts))
+                tokens, logits = self._sample(engine, prompt)
+                np.save(self._logits_path(prompt), logits)
+                # The tokens' file is written last: where it is, the logits are whole.
+                partial = self._tokens_path(prompt).with_suffix(".new")
+                partial.write_text(json.dumps(tokens))
+                partial.rename(self._tokens_path(prompt))
+            say(len(prompts), len(prompts))
+
+    def _sample(self, engine: Engine, prompt: Prompt) -> tuple[list[int], NDArray[np.float32]]:
+        digest = hashlib.sha256(f"{self._quality.seed}|{prompt.id}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+        tokens: list[int] = []
+        rows: list[NDArray[np.float32]] = []
+        logits = engine.begin(prompt.tokens)
+        while True:
+            rows.append(logits)
+            # Gumbel-max: arg-max of logits plus Gumbel noise is a sample at temperature 1.
+            tokens.append(int((logits + rng.gumbel(size=logits.shape)).argmax()))
+            if len(tokens) == self._quality.continuation_tokens:
+                return tokens, np.stack(rows)
+            logits = engine.reveal(tokens[-1])
+
+    def _name(self, prompt: Prompt) -> str:
+        digest = hashlib.sha256(repr(prompt.tokens).encode()).hexdigest()[:8]
+        return f"{prompt.id}-{digest}"
+
+    def _tokens_path(self, prompt: Prompt) -> Path:
+        return self._folder / f"{self._name(prompt)}.json"
+
+    def _logits_path(self, prompt: Prompt) -> Path:
+        return self._folder / f"{self._name(prompt)}.npy"
+
+
+def score(engine: Engine, document: Document) -> DocumentScore:
+    """Score an engine on one document: it commits its logits before each token is revealed."""
+    rows = [engine.begin(document.prompt.tokens)]
+    rows.extend(engine.reveal(token) for token in document.tokens[:-1])
+    return score_document(
+        document.prompt.id, document.tokens, np.stack(rows), document.logits()
+    )

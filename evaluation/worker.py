@@ -1,0 +1,80 @@
+"""The child's side of the protocol: a script that loads one engine and answers for it.
+
+Runs in the untrusted process, so nothing here is a safeguard: the parent checks every answer.
+Started as a file in isolated mode, it imports from slipstream nothing at all; what it imports of
+the variant is the package `engine` in the variant's tree.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgpack
+
+
+class _Loaded(Protocol):
+    vocab_size: int
+
+    def generate(self, prompt: list[int], num_tokens: int) -> list[int]: ...
+    def begin(self, prompt: list[int]) -> Any: ...
+    def reveal(self, token: int) -> Any: ...
+
+
+def _read_exactly(sock: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        chunk = sock.recv(count - len(data))
+        if not chunk:
+            os._exit(0)  # the parent is gone: nothing is left to do
+        data += chunk
+    return bytes(data)
+
+
+def _answer(engine: _Loaded, request: dict[str, Any]) -> dict[str, Any]:
+    match request["do"]:
+        case "generate":
+            return {"tokens": engine.generate(request["prompt"], request["num_tokens"])}
+        case "begin":
+            return {"logits": engine.begin(request["prompt"]).numpy().tobytes()}
+        case "reveal":
+            return {"logits": engine.reveal(request["token"]).numpy().tobytes()}
+    raise ValueError(f"unknown request {request['do']!r}")
+
+
+def _load(request: dict[str, Any]) -> _Loaded:
+    tree = Path(request["tree"])
+    sys.path.insert(0, str(tree))
+    import engine  # type: ignore[import-not-found]  # the variant's own package
+
+    loaded: _Loaded = engine.load(tree, Path(request["model"]), request["max_context"])
+    return loaded
+
+
+def main() -> None:
+    """Answer requests on the socket whose descriptor is the first argument, until it closes."""
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the parent
+    loaded: _Loaded | None = None
+    while True:
+        (length,) = struct.unpack(">I", _read_exactly(sock, 4))
+        request = msgpack.unpackb(_read_exactly(sock, length))
+        try:
+            if loaded is None:
+                loaded = _load(request)
+                answer: dict[str, Any] = {"vocab_size": loaded.vocab_size}
+            else:
+                answer = _answer(loaded, request)
+        except Exception as error:
+            line = (str(error).strip().splitlines() or [""])[0]
+            answer = {"error": f"{type(error).__name__}: {line}"[:500]}
+        payload = msgpack.packb(answer)
+        sock.sendall(struct.pack(">I", len(payload)) + payload)
+
+
+if __name__ == "__main__":
+    main()

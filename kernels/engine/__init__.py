@@ -1,0 +1,17 @@
+"""The seed engine: prompt token ids in, output token ids out, in plain PyTorch.
+
+This package is what gets mutated. It depends on torch and safetensors only and imports nothing
+else of slipstream, so that a variant is this folder plus `levers.json` and runs anywhere. One idea
+a file:
+
+    config.py    what the checkpoint is            levers.py   what was chosen
+    checkpoint.py  tensors by name                 linear.py   dense, int8 and int4 matrices
+    norm.py  rope.py  mlp.py  attention.py  cache.py
+    llama.py  gemma3.py                            one decoder layer of each family
+    model.py     embeddings → layers → head        draft.py    prompt lookup
+    engine.py    the two doors: `generate`, and `begin`/`reveal`
+"""
+
+from .engine import Engine, load
+
+__all__ = ["Engine", "load"]

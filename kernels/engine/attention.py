@@ -1,0 +1,53 @@
+"""Causal attention over the cache, with grouped key/value heads and an optional sliding window."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, grouped: bool
+) -> Tensor:
+    """Attend from the last positions of the cache.
+
+    Args:
+        query: [length, num_heads, head_dim], the newest `length` positions.
+        key, value: [num_kv_heads, total, head_dim], those positions and all before them.
+        scale: factor on the scores.
+        window: how many positions a query sees, itself included; None for all.
+        grouped: when decoding, stack the query heads that share a key/value head as rows of one
+            product, instead of reading that head's keys once per query head.
+
+    Returns:
+        [length, num_heads * head_dim].
+    """
+    length, num_heads, head_dim = query.shape
+    num_kv_heads, total = key.shape[0], key.shape[1]
+    if length == 1:
+        if window is not None and total > window:
+            key, value = key[:, -window:], value[:, -window:]
+        if grouped:
+            rows = query.view(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
+            out = F.scaled_dot_product_attention(rows, key[None], value[None], scale=scale)
+            return out.reshape(1, num_heads * head_dim)
+    # A whole prompt at once is plainly causal, and the kernel then skips the empty half.
+    whole = length == total and (window is None or total <= window)
+    mask = None if length == 1 or whole else _mask(length, total, window)
+    repeats = num_heads // num_kv_heads
+    out = F.scaled_dot_product_attention(
+        query.transpose(0, 1)[None],
+        key.repeat_interleave(repeats, 0)[None],
+        value.repeat_interleave(repeats, 0)[None],
+        attn_mask=mask,
+        is_causal=whole and length > 1,
+        scale=scale,
+    )
+    return out[0].transpose(0, 1).reshape(length, num_heads * head_dim)
+
+
+def _mask(length: int, total: int, window: int | None) -> Tensor:
+    """Return [length, total], true where a query may look."""
+    rows = torch.arange(total - length, total)[:, None]
+    columns = torch.arange(total)[None, :]
+    seen = columns <= rows
+    return seen if window is None else seen & (columns > rows - window)

@@ -1,0 +1,99 @@
+"""The engine's two doors.
+
+`generate` turns a prompt into tokens; it is what is timed. `begin` and `reveal` hand over the
+logits of the next token before that token is told; it is what quality is scored through. Both
+run the same model, one position after the other.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .config import read_config
+from .draft import PromptLookup
+from .levers import Levers, read_levers
+from .model import Model
+
+
+class Engine:
+    """Greedy decoding of one sequence at a time."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.vocab_size = model.config.vocab_size
+
+    def begin(self, prompt: list[int]) -> Tensor:
+        """Read the prompt and return the next token's logits [vocab_size], float32."""
+        self.model.reset()
+        with torch.inference_mode():
+            return self.model(prompt)[0].float()
+
+    def reveal(self, token: int) -> Tensor:
+        """Accept `token` as the next one and return the logits [vocab_size] after it."""
+        with torch.inference_mode():
+            return self.model([token])[0].float()
+
+    def generate(self, prompt: list[int], num_tokens: int) -> list[int]:
+        """Return exactly `num_tokens` greedy tokens after `prompt`.
+
+        Raises:
+            ValueError: an empty prompt, a token outside the vocabulary, or too long a sequence.
+        """
+        # A verified draft may reach past the end before it is cut: check the real length here.
+        if len(prompt) + num_tokens > self.model.max_context:
+            raise ValueError(
+                f"prompt of {len(prompt)} and {num_tokens} new tokens exceed the context of "
+                f"{self.model.max_context}"
+            )
+        self.model.reset()
+        with torch.inference_mode():
+            if self.model.levers.draft == "off":
+                return self._plain(prompt, num_tokens)
+            return self._drafted(prompt, num_tokens)
+
+    def _plain(self, prompt: list[int], num_tokens: int) -> list[int]:
+        tokens: list[int] = []
+        pending = prompt
+        while len(tokens) < num_tokens:
+            tokens.append(int(self.model(pending)[-1].argmax()))
+            pending = tokens[-1:]
+        return tokens
+
+    def _drafted(self, prompt: list[int], num_tokens: int) -> list[int]:
+        lookup = PromptLookup(self.model.levers.draft)
+        for token in prompt:
+            lookup.append(token)
+        tokens = [int(self.model(prompt)[-1].argmax())]
+        lookup.append(tokens[0])
+        while len(tokens) < num_tokens:
+            guesses = lookup.guess()[: num_tokens - len(tokens) - 1]
+            start = self.model.length
+            choices = self.model([tokens[-1], *guesses], last_only=False).argmax(-1).tolist()
+            accepted = 0
+            while accepted < len(guesses) and guesses[accepted] == choices[accepted]:
+                accepted += 1
+            lookup.learn(len(guesses), accepted)
+            self.model.truncate(start + 1 + accepted)
+            for token in choices[: accepted + 1]:
+                tokens.append(token)
+                lookup.append(token)
+        return tokens
+
+
+def load(tree: Path, model_dir: Path, max_context: int) -> Engine:
+    """Load the checkpoint in `model_dir` with the levers in `tree/levers.json`.
+
+    Raises:
+        ValueError: a lever, family or size that this engine can't serve.
+    """
+    levers: Levers = read_levers(tree / "levers.json")
+    available = len(os.sched_getaffinity(0))
+    torch.set_num_threads(available if levers.threads == "all" else int(levers.threads))
+    config = read_config(model_dir)
+    max_context = min(max_context, config.max_positions)
+    checkpoint = Checkpoint(model_dir, getattr(torch, levers.dtype))
+    with torch.inference_mode():
+        return Engine(Model(checkpoint, config, levers, max_context))

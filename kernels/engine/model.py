@@ -1,0 +1,106 @@
+"""Token ids to logits: embedding, layers around their caches, head."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from .attention import attend
+from .cache import make_caches
+from .checkpoint import Checkpoint
+from .config import ModelConfig
+from .gemma3 import Gemma3Layer
+from .levers import Levers
+from .linear import make_linear
+from .llama import LlamaLayer
+from .norm import make_norm
+from .rope import RotaryTable
+
+
+class Model:
+    """A decoder with its caches. `length` is the number of positions they hold."""
+
+    def __init__(
+        self, ckpt: Checkpoint, config: ModelConfig, levers: Levers, max_context: int
+    ) -> None:
+        self.config, self.levers, self.max_context = config, levers, max_context
+        gemma = config.family == "gemma3"
+        layer_type = Gemma3Layer if gemma else LlamaLayer
+        self.embedding = ckpt.take("model.embed_tokens.weight")
+        # Gemma multiplies embeddings by √hidden, rounded to the checkpoint's dtype.
+        scale = torch.tensor(math.sqrt(config.hidden_size), dtype=ckpt.dtype)
+        self.embedding_scale = scale if gemma else None
+        self.layers = [layer_type(ckpt, i, config, levers) for i in range(config.num_layers)]
+        self.norm = make_norm(ckpt, "model.norm", config, levers)
+        self.head = make_linear(
+            self.embedding if config.tied_head else ckpt.take("lm_head.weight"), levers.head
+        )
+        self.tables = {
+            rope: RotaryTable(rope, config.head_dim, max_context, ckpt.dtype)
+            for rope in dict.fromkeys(config.ropes)
+        }
+        self._halves = [(layer.before_attention, layer.after_attention) for layer in self.layers]
+        # Only single-token steps are compiled: a prompt's length would be a shape of its own.
+        self._step_halves = (
+            [(torch.compile(b), torch.compile(a)) for b, a in self._halves]
+            if levers.compile == "layer"
+            else self._halves
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every position."""
+        dtype = self.embedding.dtype
+        self.caches = make_caches(self.config, self.levers.cache, dtype, self.max_context)
+        self.length = 0
+
+    def truncate(self, length: int) -> None:
+        """Forget everything from position `length` on."""
+        for cache in self.caches:
+            cache.truncate(length)
+        self.length = length
+
+    def __call__(self, tokens: list[int], *, last_only: bool = True) -> Tensor:
+        """Append `tokens` and return the logits that follow.
+
+        Returns:
+            [1, vocab_size], or [len(tokens), vocab_size] when `last_only` is false.
+
+        Raises:
+            ValueError: no tokens, an id outside the vocabulary, or more than `max_context`.
+        """
+        self._check(tokens)
+        config, count = self.config, len(tokens)
+        grouped = self.levers.attention == "grouped"
+        x = F.embedding(torch.tensor(tokens), self.embedding)
+        if self.embedding_scale is not None:
+            x = x * self.embedding_scale
+        angles = {rope: table.at(self.length, count) for rope, table in self.tables.items()}
+        for index, (before, after) in enumerate(self._step_halves if count == 1 else self._halves):
+            queries_keys, values = before(x, *angles[config.ropes[index]])
+            keys, values = self.caches[index].extend(
+                queries_keys[:, config.num_heads :].transpose(0, 1), values.transpose(0, 1)
+            )
+            attended = attend(
+                queries_keys[:, : config.num_heads],
+                keys,
+                values,
+                scale=config.attention_scale,
+                window=config.windows[index],
+                grouped=grouped,
+            )
+            x = after(x, attended)
+        self.length += count
+        return self.head(self.norm(x[-1:] if last_only else x))
+
+    def _check(self, tokens: list[int]) -> None:
+        if not tokens:
+            raise ValueError("no tokens: the engine needs at least one")
+        if self.length + len(tokens) > self.max_context:
+            raise ValueError(
+                f"{self.length + len(tokens)} positions exceed the context of {self.max_context}"
+            )
+        wrong = [t for t in tokens if not 0 <= t < self.config.vocab_size]
+        if wrong:
+            raise ValueError(f"token {wrong[0]} is outside 0..{self.config.vocab_size - 1}")

@@ -1,0 +1,31 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864), in the half-rotated layout."""
+
+import torch
+from torch import Tensor
+
+from .config import Rope
+
+
+class RotaryTable:
+    """Cosines and signed sines of every position, computed once in float32.
+
+    rotate_half(x) is roll(x, half) with the first half's sign turned. The sign is put into the sine
+    table, which leaves three operations per application: multiply, roll, multiply-add.
+    """
+
+    def __init__(self, rope: Rope, head_dim: int, max_context: int, dtype: torch.dtype) -> None:
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        inverse = 1.0 / (rope.theta**exponents) / rope.factor
+        angles = torch.outer(torch.arange(max_context, dtype=torch.float32), inverse)
+        cos, sin = angles.cos(), angles.sin()
+        self.cos = torch.cat((cos, cos), -1).to(dtype)[:, None, :]  # [max_context, 1, head_dim]
+        self.sin = torch.cat((-sin, sin), -1).to(dtype)[:, None, :]
+
+    def at(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return (cos, signed sin), each [length, 1, head_dim], from position `start` on."""
+        return self.cos[start : start + length], self.sin[start : start + length]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [length, num_heads, head_dim] by the angles in cos and signed sin."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

@@ -1,0 +1,179 @@
+"""The catalogue of levers: what each does, what hardware it needs, what it saves, what it risks.
+
+The engine knows how to pull a lever (`engine/levers.py`); this file knows when that may pay. The
+planner reads it, the coder validates against it, and nothing here runs inside a variant.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+from .census import ModelShape, bytes_per_token
+
+
+class Risk(StrEnum):
+    """What a lever can do to quality."""
+
+    NONE = "none"  # the same arithmetic, up to rounding order
+    ROUNDING = "rounding"  # fewer bits; the quality gate decides
+    SPECULATIVE = "speculative"  # verified, so lossless; may cost time when guesses are wrong
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a lever may ask about the machine."""
+
+    device: str  # "cpu" or "cuda"
+    num_cores: int
+    has_compiler: bool
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One named optimisation.
+
+    Attributes:
+        values: what it can be set to; the first is the seed's.
+        ops_saved: operations per layer and token that the value removes, for the time arithmetic
+            of levers that move no bytes.
+        needs: hardware or software that it needs, for people.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    summary: str
+    risk: Risk
+    needs: str = "any CPU"
+    ops_saved: tuple[float, ...] = ()
+    tokens_per_step: tuple[float, ...] = ()
+    load_s: float = 0.0
+
+    @property
+    def default(self) -> str:
+        """The seed engine's value."""
+        return self.values[0]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {value: index for index, value in enumerate(self.values)}
+
+    def ops_removed(self, value: str) -> float:
+        """Return operations per layer that `value` removes compared with the seed."""
+        return self.ops_saved[self._positions[value]] if self.ops_saved else 0.0
+
+    def expected_tokens(self, value: str) -> float:
+        """Return tokens expected from one pass over the weights."""
+        return self.tokens_per_step[self._positions[value]] if self.tokens_per_step else 1.0
+
+    def bytes_left(self, shape: ModelShape, settings: dict[str, str], value: str) -> float:
+        """Return the bytes per token that remain when `settings` take this lever's `value`."""
+        return sum(bytes_per_token(shape, {**settings, self.name: value}).values())
+
+    def refusal(
+        self, shape: ModelShape, settings: dict[str, str], value: str, machine: Machine
+    ) -> str | None:
+        """Return why `value` can't work on this model and machine, or None."""
+        if value not in self._positions:
+            return f"{self.name}={value}: not one of {', '.join(self.values)}"
+        if self.name == "threads" and value != "all" and int(value) > machine.num_cores:
+            return f"threads={value}: this machine has {machine.num_cores} cores"
+        if self.name == "compile" and value != "off" and not machine.has_compiler:
+            return f"compile={value}: needs a C++ compiler (apt-get install g++)"
+        if value.startswith("int4-g"):
+            group = int(value.removeprefix("int4-g"))
+            matrices = shape.matrices.items() if self.name == "weights" else ()
+            widths = {name: inputs for name, (_, inputs) in matrices} or {"head": shape.hidden_size}
+            for name, inputs in widths.items():
+                if inputs % group:
+                    return f"{self.name}={value}: {group} does not divide {name}'s {inputs} columns"
+        return None
+
+
+_QUANTISED_CPU = "any CPU; fast with AVX2 or AVX-512"
+
+CATALOGUE: dict[str, Lever] = {
+    lever.name: lever
+    for lever in (
+        Lever(
+            "weights",
+            ("dense", "int8", "int4-g32", "int4-g64", "int4-g128", "int4-g256"),
+            "hold the layers' matrices in int8 (per row) or int4 (per group of columns)",
+            Risk.ROUNDING,
+            needs=_QUANTISED_CPU,
+        ),
+        Lever(
+            "head",
+            ("dense", "int8", "int4-g32", "int4-g64", "int4-g128"),
+            "hold the output head apart from the embedding, quantised",
+            Risk.ROUNDING,
+            needs=_QUANTISED_CPU,
+        ),
+        Lever(
+            "attention",
+            ("repeated", "grouped"),
+            "read each key/value head once for all query heads that share it",
+            Risk.NONE,
+            ops_saved=(0.0, 4.0),
+        ),
+        Lever(
+            "norm",
+            ("rms-norm", "layer-norm"),
+            "compute the RMS norm as half of a layer norm, which is one operation instead of eight",
+            Risk.NONE,
+            ops_saved=(0.0, 4.0),
+        ),
+        Lever(
+            "fuse",
+            ("none", "qkv", "qkv+gate-up"),
+            "multiply query, key and value (and gate and up) as one matrix",
+            Risk.NONE,
+            ops_saved=(0.0, 2.0, 3.0),
+        ),
+        Lever(
+            "cache",
+            ("growing", "static"),
+            "write into a key/value cache laid out beforehand instead of copying it",
+            Risk.NONE,
+        ),
+        Lever(
+            "compile",
+            ("off", "layer"),
+            "fuse the small operations of a layer with torch.compile",
+            Risk.NONE,
+            needs="a C++ compiler",
+            ops_saved=(0.0, 6.0),
+            load_s=30.0,
+        ),
+        Lever(
+            "draft",
+            ("off", "lookup-2", "lookup-4", "lookup-7", "lookup-adaptive"),
+            "guess tokens from earlier text and verify them in one pass",
+            Risk.SPECULATIVE,
+            tokens_per_step=(1.0, 1.1, 1.15, 1.15, 1.2),
+        ),
+        Lever(
+            "threads",
+            ("all", "1", "2", "4", "8", "16"),
+            "how many cores share one operation",
+            Risk.NONE,
+        ),
+        Lever(
+            "dtype",
+            ("bfloat16", "float32"),
+            "number format of activations and of dense weights",
+            Risk.NONE,
+        ),
+    )
+}
+
+SEED_SETTINGS: dict[str, str] = {lever.name: lever.default for lever in CATALOGUE.values()}
+
+
+def refusal(shape: ModelShape, settings: dict[str, str], machine: Machine) -> str | None:
+    """Return why these settings can't work on this model and machine, or None."""
+    for name, value in settings.items():
+        if name not in CATALOGUE:
+            return f"lever {name!r}: not one of {', '.join(CATALOGUE)}"
+        if reason := CATALOGUE[name].refusal(shape, settings, value, machine):
+            return reason
+    return None

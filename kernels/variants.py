@@ -1,0 +1,122 @@
+"""Variants: one engine source tree plus its lever settings, named by the hash of its content.
+
+A tree is `engine/*.py` and `levers.json`. It is stored once under its name and never changed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+SEED_ENGINE = Path(__file__).resolve().parent / "engine"
+_ID_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of a variant, by path relative to its root."""
+
+    files: dict[str, bytes]
+
+    @property
+    def id(self) -> str:
+        """The variant's name: a hash of paths and contents."""
+        return _digest(self.files)
+
+    @property
+    def engine_id(self) -> str:
+        """A hash of the source alone: equal for variants that differ in levers only."""
+        return _digest({p: c for p, c in self.files.items() if p != "levers.json"})
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The lever settings in `levers.json`."""
+        settings: dict[str, str] = json.loads(self.files["levers.json"])
+        return settings
+
+    def with_settings(self, settings: dict[str, str]) -> "Tree":
+        """Return this tree with other lever settings."""
+        return Tree({**self.files, "levers.json": _levers_json(settings)})
+
+
+def seed_tree(settings: dict[str, str]) -> Tree:
+    """Return the shipped engine with `settings`."""
+    return Tree({**_seed_files(), "levers.json": _levers_json(settings)})
+
+
+def read_tree(root: Path) -> Tree:
+    """Read a tree from disk, caches and hidden files left out."""
+    return Tree(
+        {
+            path.relative_to(root).as_posix(): path.read_bytes()
+            for path in sorted(root.rglob("*"))
+            if path.is_file() and not _is_litter(path.relative_to(root))
+        }
+    )
+
+
+def _seed_files() -> dict[str, bytes]:
+    return {f"engine/{path}": content for path, content in read_tree(SEED_ENGINE).files.items()}
+
+
+def _is_litter(path: Path) -> bool:
+    return any(part == "__pycache__" or part.startswith(".") for part in path.parts)
+
+
+def _levers_json(settings: dict[str, str]) -> bytes:
+    return (json.dumps(dict(sorted(settings.items())), indent=2) + "\n").encode()
+
+
+def _digest(files: dict[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for path, content in sorted(files.items()):
+        digest.update(f"{path}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:_ID_LENGTH]
+
+
+class VariantStore:
+    """Trees on disk by name. Writing is atomic, and writing a stored tree again does nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, variant: str) -> Path:
+        """Return where the tree of `variant` lies.
+
+        Raises:
+            FileNotFoundError: no such variant is stored.
+        """
+        path = self.root / variant
+        if not path.is_dir():
+            raise FileNotFoundError(f"variant {variant!r} is not in {self.root}")
+        return path
+
+    def read(self, variant: str) -> Tree:
+        """Read a stored tree."""
+        return read_tree(self.path(variant))
+
+    def add(self, tree: Tree) -> Path:
+        """Store a tree and return its folder."""
+        target = self.root / tree.id
+        if target.is_dir():
+            return target
+        self.root.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
+        try:
+            for name, content in tree.files.items():
+                path = staging / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            staging.chmod(0o755)
+            try:
+                os.rename(staging, target)  # noqa: PTH104  (Path.rename would hide the race)
+            except OSError:
+                if not target.is_dir():  # else another process stored the same tree first
+                    raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return target
