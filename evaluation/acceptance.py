@@ -15,7 +15,7 @@ again gives the same verdict.
 ones would promote noise; this rule, with its two independent tests, almost never does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -23,7 +23,7 @@ from .challenge import Acceptance, Tier
 from .gates import DocumentScore, QualityReport, refusal, report
 from .pairs import Pair, Stage
 from .prompts import Split
-from .statistics import Estimate, estimate
+from .statistics import Estimate, estimate, geometric_mean
 
 
 class Verdict(StrEnum):
@@ -44,6 +44,7 @@ class Cause(StrEnum):
     QUALITY = "quality"
     POWER = "power"
     ENGINE = "engine"
+    BUDGET = "budget"
     START = "start"  # the run's first champion, measured to have something to compare with
 
 
@@ -52,11 +53,19 @@ class Evidence:
     """Everything measured for one experiment so far."""
 
     pairs: Sequence[Pair] = ()
-    scores: dict[Split, Sequence[DocumentScore]] = field(default_factory=dict)
+    scores: Mapping[Split, Sequence[DocumentScore]] = field(default_factory=dict)
 
     def log_ratios(self, stage: Stage) -> list[float]:
         """Return the paired log ratios of one stage."""
         return [pair.log_ratio for pair in self.pairs if pair.stage is stage]
+
+    def gain(self, stage: Stage) -> Estimate:
+        """Return the gain over the rival that one stage measured."""
+        return estimate(self.log_ratios(stage))
+
+    def tps(self, stage: Stage) -> float:
+        """Return the candidate's output tokens per second, geometric mean over a stage's pairs."""
+        return geometric_mean([pair.tps for pair in self.pairs if pair.stage is stage])
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ class Judgement:
     reason: str
     gain: Estimate | None = None
     quality: QualityReport | None = None
+    tps: float | None = None  # geometric mean over the pairs that `gain` rests on
 
 
 @dataclass(frozen=True)
@@ -100,32 +110,33 @@ class Rule:
 
 def decide(evidence: Evidence, rule: Rule) -> Need | Judgement:
     """Return what to measure next, or the verdict."""
-    screen = evidence.log_ratios(Stage.SCREEN)
-    if len(screen) < rule.num_pairs(Stage.SCREEN):
+    screened = evidence.gain(Stage.SCREEN)
+    if screened.num_pairs < rule.num_pairs(Stage.SCREEN):
         return Need(stage=Stage.SCREEN)
-    screened = estimate(screen)
     if screened.mean <= 0:
         return Judgement(
             Verdict.REJECTED,
             Cause.NO_GAIN,
             f"no gain: {_percent(screened)} in {screened.num_pairs} screening pairs",
             screened,
+            tps=evidence.tps(Stage.SCREEN),
         )
-    if outcome := _quality(evidence, rule, Split.PUBLIC, screened):
+    if outcome := _quality(evidence, rule, Split.PUBLIC, Stage.SCREEN):
         return outcome
     if outcome := _speed(evidence, rule, Stage.TEST):
         return outcome
-    if outcome := _quality(evidence, rule, Split.HELD_OUT, estimate(evidence.log_ratios(Stage.TEST))):
+    if outcome := _quality(evidence, rule, Split.HELD_OUT, Stage.TEST):
         return outcome
     if outcome := _speed(evidence, rule, Stage.CONFIRM):
         return outcome
-    confirmed = estimate(evidence.log_ratios(Stage.CONFIRM))
+    confirmed = evidence.gain(Stage.CONFIRM)
     return Judgement(
         Verdict.KEPT,
         Cause.GAIN,
         f"{_percent(confirmed)} over the champion in {confirmed.num_pairs} new pairs",
         confirmed,
         quality_report(evidence),
+        evidence.tps(Stage.CONFIRM),
     )
 
 
@@ -138,7 +149,7 @@ def quality_report(evidence: Evidence) -> QualityReport | None:
 
 
 def _quality(
-    evidence: Evidence, rule: Rule, split: Split, gain: Estimate
+    evidence: Evidence, rule: Rule, split: Split, so_far: Stage
 ) -> Need | Judgement | None:
     if rule.num_documents == 0:
         return None
@@ -150,25 +161,34 @@ def _quality(
     if reason is None:
         return None
     return Judgement(
-        Verdict.REJECTED, Cause.QUALITY, f"quality on {split} prompts: {reason}", gain, quality
+        Verdict.REJECTED,
+        Cause.QUALITY,
+        f"quality on {split} prompts: {reason}",
+        evidence.gain(so_far),
+        quality,
+        evidence.tps(so_far),
     )
 
 
 def _speed(evidence: Evidence, rule: Rule, stage: Stage) -> Need | Judgement | None:
-    ratios = evidence.log_ratios(stage)
-    if len(ratios) < rule.num_pairs(stage):
+    gain = evidence.gain(stage)
+    if gain.num_pairs < rule.num_pairs(stage):
         return Need(stage=stage)
-    gain = estimate(ratios)
     p = gain.p_above()
     if p < rule.acceptance.p_value and gain.mean >= rule.delta:
         return None
-    quality = quality_report(evidence)
+    quality, tps = quality_report(evidence), evidence.tps(stage)
     figures = f"{_percent(gain)} in {gain.num_pairs} {stage} pairs (p = {p:.2g})"
     # Rejected means shown to be too small; a wide interval that still holds a gain is not that.
     low_enough = gain.interval(0.90)[1] < 1 + max(rule.delta, 0.0)
     if low_enough or gain.mean <= 0:
         return Judgement(
-            Verdict.REJECTED, Cause.NO_GAIN, f"no gain: {figures}, δ is {rule.delta:.2%}", gain, quality
+            Verdict.REJECTED,
+            Cause.NO_GAIN,
+            f"no gain: {figures}, δ is {rule.delta:.2%}",
+            gain,
+            quality,
+            tps,
         )
     return Judgement(
         Verdict.INCONCLUSIVE,
@@ -176,6 +196,7 @@ def _speed(evidence: Evidence, rule: Rule, stage: Stage) -> Need | Judgement | N
         f"too noisy to tell: {figures}, δ is {rule.delta:.2%}; more pairs would tell",
         gain,
         quality,
+        tps,
     )
 
 

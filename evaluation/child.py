@@ -1,5 +1,6 @@
 """An engine in a child process: the parent owns the clock, the prompts and the numbers."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -77,10 +78,8 @@ class ChildEngine:
     def close(self) -> None:
         """Kill the child and everything it started, and remove its scratch folder."""
         self._sock.close()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
         shutil.rmtree(self._scratch, ignore_errors=True)
 

@@ -1,7 +1,7 @@
 """Makes a checkpoint folder, from a GGUF or from nothing. Run as a process of its own.
 
-    python -m slipstream.evaluation.convert gguf FILE.gguf DIR
-    python -m slipstream.evaluation.convert random tiny-llama DIR
+python -m slipstream.evaluation.convert gguf FILE.gguf DIR
+python -m slipstream.evaluation.convert random tiny-llama DIR
 """
 
 import json
@@ -61,9 +61,7 @@ def _tiny(name: str) -> PreTrainedModel:
         "initializer_range": 0.08,  # 0.02 leaves logits so flat that any rounding flips them
     }
     if name == "tiny-llama":
-        return LlamaForCausalLM(
-            LlamaConfig(**sizes, num_hidden_layers=3, tie_word_embeddings=True)
-        )
+        return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=3, tie_word_embeddings=True))
     config = Gemma3TextConfig(
         **sizes,
         num_hidden_layers=4,

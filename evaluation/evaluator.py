@@ -23,13 +23,13 @@ class Evaluator(Protocol):
         """Run `variant` on a tiny input; raises `EngineError` if it doesn't work."""
         ...
 
-    def pairs(self, variant: str, rival: str, stage: Stage, indices: Sequence[int]) -> Iterator[Pair]:
+    def pairs(
+        self, variant: str, rival: str, stage: Stage, indices: Sequence[int]
+    ) -> Iterator[Pair]:
         """Measure the pairs `indices` of a stage, one at a time."""
         ...
 
-    def scores(
-        self, variant: str, split: Split, done: Collection[str]
-    ) -> Iterator[DocumentScore]:
+    def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
         """Score the documents of a split that are not `done`, one at a time."""
         ...
 
@@ -73,7 +73,9 @@ class LocalEvaluator:
         """Start `variant` and let it decode a few tokens."""
         self._engine(variant)
 
-    def pairs(self, variant: str, rival: str, stage: Stage, indices: Sequence[int]) -> Iterator[Pair]:
+    def pairs(
+        self, variant: str, rival: str, stage: Stage, indices: Sequence[int]
+    ) -> Iterator[Pair]:
         """Measure pairs. Confirmation starts both engines anew, on held-out prompts."""
         held_out = stage in (Stage.CONFIRM, Stage.BASELINE)
         prompts = self._split(Split.HELD_OUT if held_out else Split.PUBLIC)
@@ -87,9 +89,7 @@ class LocalEvaluator:
             candidate, other = self._engine(variant), self._engine(twin)
             yield measure_pair(candidate, other, plan, index, num_tokens)
 
-    def scores(
-        self, variant: str, split: Split, done: Collection[str]
-    ) -> Iterator[DocumentScore]:
+    def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
         """Score documents through the engine's decode step."""
         for document in self._documents(split):
             if document.prompt.id not in done:
@@ -111,7 +111,8 @@ class LocalEvaluator:
 
     def _documents(self, split: Split) -> Sequence[Document]:
         def progress(done: int, total: int) -> None:
-            self._say(f"reference writes the {split} ground truth, once: {done}/{total}")
+            if done % 6 == 0:
+                self._say(f"reference writes the {split} ground truth, once: {done}/{total}")
 
         return self._reference.documents(self._split(split), progress)
 

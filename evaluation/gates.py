@@ -98,7 +98,7 @@ def report(scores: Sequence[DocumentScore]) -> QualityReport:
     rows = np.array(
         [[s.num_tokens, s.nll, s.nll_reference, s.kl, s.top1_matches] for s in scores], float
     )
-    count, nll, nll_reference, kl, matches = rows.sum(axis=0)
+    count, nll, nll_reference, kl, matches = rows.sum(axis=0).tolist()
     rises = bootstrap(rows, lambda sums: np.expm1((sums[:, 1] - sums[:, 2]) / sums[:, 0]))
     kls = bootstrap(rows, lambda sums: sums[:, 3] / sums[:, 0])
     agreements = bootstrap(rows, lambda sums: sums[:, 4] / sums[:, 0])

@@ -39,6 +39,10 @@ class Document:
         return loaded
 
 
+def _silent(done: int, total: int) -> None:
+    """Report no progress."""
+
+
 class Reference:
     """Documents of one model, made on first use."""
 
@@ -49,7 +53,7 @@ class Reference:
         self._folder = make_dir(cache_dir() / "reference" / name)
 
     def documents(
-        self, prompts: Sequence[Prompt], say: Callable[[int, int], None] = lambda done, total: None
+        self, prompts: Sequence[Prompt], say: Callable[[int, int], None] = _silent
     ) -> tuple[Document, ...]:
         """Return one document per prompt, at most as many as the challenge scores.
 
@@ -114,6 +118,4 @@ def score(engine: Engine, document: Document) -> DocumentScore:
     """Score an engine on one document: it commits its logits before each token is revealed."""
     rows = [engine.begin(document.prompt.tokens)]
     rows.extend(engine.reveal(token) for token in document.tokens[:-1])
-    return score_document(
-        document.prompt.id, document.tokens, np.stack(rows), document.logits()
-    )
+    return score_document(document.prompt.id, document.tokens, np.stack(rows), document.logits())

@@ -58,6 +58,11 @@ def estimate(log_ratios: Sequence[float]) -> Estimate:
     return Estimate(float(values.mean()) if count else 0.0, stderr, count)
 
 
+def geometric_mean(values: Sequence[float]) -> float:
+    """Return exp of the mean logarithm; NaN for no values."""
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+
+
 def bootstrap(
     rows: NDArray[np.float64],
     statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],

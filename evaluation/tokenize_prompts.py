@@ -1,6 +1,6 @@
 """Turns prompts into token ids with the model's own chat template, in a process of its own.
 
-    python -m slipstream.evaluation.tokenize_prompts MODEL_DIR PROMPTS.jsonl OUT.json
+python -m slipstream.evaluation.tokenize_prompts MODEL_DIR PROMPTS.jsonl OUT.json
 """
 
 import json

@@ -15,25 +15,31 @@ def attend(
         key, value: [num_kv_heads, total, head_dim], those positions and all before them.
         scale: factor on the scores.
         window: how many positions a query sees, itself included; None for all.
-        grouped: when decoding, stack the query heads that share a key/value head as rows of one
-            product, instead of reading that head's keys once per query head.
+        grouped: stack the query heads that share a key/value head as rows of one product, instead
+            of copying that head's keys and values once per query head.
 
     Returns:
         [length, num_heads * head_dim].
     """
     length, num_heads, head_dim = query.shape
     num_kv_heads, total = key.shape[0], key.shape[1]
-    if length == 1:
-        if window is not None and total > window:
-            key, value = key[:, -window:], value[:, -window:]
-        if grouped:
-            rows = query.view(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
-            out = F.scaled_dot_product_attention(rows, key[None], value[None], scale=scale)
-            return out.reshape(1, num_heads * head_dim)
+    repeats = num_heads // num_kv_heads
+    if length == 1 and window is not None and total > window:
+        key, value = key[:, -window:], value[:, -window:]
     # A whole prompt at once is plainly causal, and the kernel then skips the empty half.
     whole = length == total and (window is None or total <= window)
     mask = None if length == 1 or whole else _mask(length, total, window)
-    repeats = num_heads // num_kv_heads
+    if grouped and (length == 1 or not whole):
+        rows = query.view(length, num_kv_heads, repeats, head_dim).permute(1, 2, 0, 3)
+        out = F.scaled_dot_product_attention(
+            rows.reshape(1, num_kv_heads, repeats * length, head_dim),
+            key[None],
+            value[None],
+            attn_mask=None if mask is None else mask.repeat(repeats, 1),
+            scale=scale,
+        )
+        heads_first = out.view(num_heads, length, head_dim)
+        return heads_first.transpose(0, 1).reshape(length, num_heads * head_dim)
     out = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         key.repeat_interleave(repeats, 0)[None],

@@ -1,7 +1,7 @@
 """What the checkpoint is: sizes and the few facts in which decoder families differ.
 
 Reads the `config.json` of a Hugging Face checkpoint. Both spellings of rotary settings are
-understood: `rope_theta` with `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5).
+understood: `rope_theta` with `rope_scaling` (transformers 4), `rope_parameters` (transformers 5).
 """
 
 import json
@@ -34,7 +34,6 @@ class ModelConfig:
     norm_eps: float
     max_positions: int
     tied_head: bool
-    attention_bias: bool
     attention_scale: float
     windows: tuple[int | None, ...]
     ropes: tuple[Rope, ...]
@@ -68,7 +67,6 @@ def read_config(model_dir: Path) -> ModelConfig:
         norm_eps=raw["rms_norm_eps"],
         max_positions=raw["max_position_embeddings"],
         tied_head=raw.get("tie_word_embeddings", family == "gemma3"),
-        attention_bias=raw.get("attention_bias", False),
         attention_scale=1.0 / math.sqrt(scale_of),
         windows=tuple(raw["sliding_window"] if k == "sliding_attention" else None for k in kinds),
         ropes=tuple(_rope(raw, kind) for kind in kinds),

@@ -32,7 +32,7 @@ class Gemma3Layer:
         self.output_norm = norm("post_feedforward_layernorm")
         self.query_norm = norm("self_attn.q_norm")
         self.key_norm = norm("self_attn.k_norm")
-        self.heads = (config.num_heads, config.num_kv_heads)
+        self.heads = [config.num_heads, config.num_kv_heads]
         self.qkv = QKV(ckpt, attention, config, levers)
         self.out = make_linear(ckpt.take(f"{attention}.o_proj.weight"), levers.weights)
         self.mlp = GatedMLP(ckpt, f"{prefix}.mlp", levers, gelu_tanh)
@@ -40,7 +40,7 @@ class Gemma3Layer:
     def before_attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Return rotated queries and keys, and values, of x [rows, hidden]."""
         queries_keys, values = self.qkv(self.input_norm(x))
-        queries, keys = queries_keys.split(self.heads, 1)
+        queries, keys = torch.split(queries_keys, self.heads, 1)
         queries_keys = torch.cat((self.query_norm(queries), self.key_norm(keys)), 1)
         return rotate(queries_keys, cos, sin), values
 

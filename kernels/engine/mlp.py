@@ -1,4 +1,4 @@
-"""The gated feed-forward layer: SwiGLU for Llama, GeGLU for Gemma (Shazeer 2020, arXiv:2002.05202)."""
+"""The gated feed-forward layer (Shazeer 2020, arXiv:2002.05202): SwiGLU or GeGLU."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ class GatedMLP:
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [rows, hidden] to [rows, hidden]."""
         if self.fused:
-            gate, up = self.gate_up(x).split(self.size, -1)
+            gate, up = torch.split(self.gate_up(x), self.size, -1)
         else:
             gate, up = self.gate(x), self.up(x)
         return self.down(self.act(gate) * up)

@@ -12,9 +12,7 @@ from .linear import make_linear
 class QKV:
     """Queries and keys come side by side, because both are rotated next."""
 
-    def __init__(
-        self, ckpt: Checkpoint, prefix: str, config: ModelConfig, levers: Levers
-    ) -> None:
+    def __init__(self, ckpt: Checkpoint, prefix: str, config: ModelConfig, levers: Levers) -> None:
         names = [f"{prefix}.{letter}_proj" for letter in "qkv"]
         weights = [ckpt.take(f"{name}.weight") for name in names]
         biases = [ckpt.take_if_present(f"{name}.bias") for name in names]
@@ -22,7 +20,8 @@ class QKV:
         self.num_rotated = config.num_heads + config.num_kv_heads
         self.fused = levers.fuse != "none"
         if self.fused:
-            bias = torch.cat([b for b in biases if b is not None]) if config.attention_bias else None
+            present = [bias for bias in biases if bias is not None]
+            bias = torch.cat(present) if present else None
             self.qkv = make_linear(torch.cat(weights), levers.weights, bias)
         else:
             self.q, self.k, self.v = (

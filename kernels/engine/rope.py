@@ -10,7 +10,8 @@ class RotaryTable:
     """Cosines and signed sines of every position, computed once in float32.
 
     rotate_half(x) is roll(x, half) with the first half's sign turned. The sign is put into the sine
-    table, which leaves three operations per application: multiply, roll, multiply-add.
+    table, which leaves a roll, two products and a sum. They are not fused into a multiply-add: it
+    would round once less often than transformers does, and the logits would no longer be its own.
     """
 
     def __init__(self, rope: Rope, head_dim: int, max_context: int, dtype: torch.dtype) -> None:
@@ -28,4 +29,4 @@ class RotaryTable:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [length, num_heads, head_dim] by the angles in cos and signed sin."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin

@@ -51,7 +51,8 @@ class TransformersEngine:
                 logits_to_keep=1,
             )
         self._cache = out.past_key_values
-        return out.logits[0, -1].float()
+        logits: Tensor = out.logits[0, -1]
+        return logits.float()
 
 
 def load(tree: Path, model_dir: Path, max_context: int) -> TransformersEngine:  # noqa: ARG001

@@ -1,0 +1,28 @@
+"""The benchmarker that needs no key: puts the figures into two sentences."""
+
+from slipstream.evaluation.acceptance import Cause, Judgement
+from slipstream.memory.records import Hypothesis
+
+from .offline_planner import REOPEN_SPEEDUP
+from .roles import Explanation
+
+_REOPEN = {
+    Cause.GAIN: "its gain should be measured again when the engine around it changes",
+    Cause.START: "it is the starting point",
+    Cause.NO_GAIN: f"once the champion is {REOPEN_SPEEDUP:g} times as fast as it was here",
+    Cause.QUALITY: "with finer groups, a better rounding method, or under a looser tier",
+    Cause.POWER: "with more pairs or on a quieter machine",
+    Cause.ENGINE: "when the engine's source or the machine changes",
+    Cause.BUDGET: "in the next run",
+}
+
+
+class OfflineBenchmarker:
+    """Satisfies `Benchmarker`."""
+
+    name = "offline-benchmarker"
+
+    def explain(self, hypothesis: Hypothesis, judgement: Judgement) -> Explanation:
+        """Return what was expected and what was seen."""
+        expected = f"Expected {hypothesis.predicted_gain:+.1%}: {hypothesis.mechanism}."
+        return Explanation(f"{expected} Seen: {judgement.reason}.", _REOPEN[judgement.cause])

@@ -1,0 +1,96 @@
+"""What nodes work with: live objects that never reach a checkpoint."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from slipstream.agents.roles import Benchmarker, Coder, Planner
+from slipstream.evaluation.acceptance import Rule
+from slipstream.evaluation.challenge import Challenge
+from slipstream.evaluation.errors import StopRequested
+from slipstream.evaluation.evaluator import Evaluator
+from slipstream.kernels.census import ModelShape
+from slipstream.kernels.levers import Machine
+from slipstream.kernels.variants import VariantStore
+from slipstream.kernels.workshop import Workshop
+from slipstream.memory.store import Memory
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that an agent did, for whoever watches."""
+
+    agent: str
+    text: str
+
+
+@dataclass
+class Budget:
+    """Experiments and active seconds that a run may spend; a pause costs nothing."""
+
+    minutes: float
+    experiments: int
+    spent_before_s: float = 0.0
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def spent_s(self) -> float:
+        """Active seconds so far, over all sessions of the run."""
+        return self.spent_before_s + time.monotonic() - self._started
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left; negative when overdrawn."""
+        return self.minutes * 60 - self.spent_s
+
+
+@dataclass(frozen=True)
+class LoopContext:
+    """Dependencies of the nodes, passed as LangGraph's runtime context.
+
+    Attributes:
+        seed_variant: the shipped engine with no lever.
+        num_documents: scored documents per split; 0 where quality isn't judged.
+        batch: hypotheses per round.
+        unsafe_local: run trees with changed source without a sandbox.
+    """
+
+    run: str
+    challenge: Challenge
+    machine_id: str
+    machine: Machine
+    shape: ModelShape
+    bandwidth_gbps: float
+    memory: Memory
+    variants: VariantStore
+    workshop: Workshop
+    evaluator: Evaluator
+    planner: Planner
+    coder: Coder
+    benchmarker: Benchmarker
+    budget: Budget
+    seed: int
+    seed_variant: str
+    num_documents: int
+    batch: int = 1
+    max_repairs: int = 2
+    unsafe_local: bool = False
+    emit: Callable[[Event], None] = lambda _: None
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def rule(self) -> Rule:
+        """Return the acceptance rule with the δ that this run's A/A test found."""
+        acceptance = self.challenge.acceptance
+        noise = self.memory.run(self.run).delta or 0.0
+        delta = max(acceptance.min_gain, noise)
+        return Rule(acceptance, self.challenge.tier, delta, self.num_documents)
+
+    def say(self, agent: str, text: str) -> None:
+        """Tell whoever watches."""
+        self.emit(Event(agent, text))
+
+    def check_stop(self) -> None:
+        """Stop here if Ctrl-C was pressed; called where nothing is half done."""
+        if self.stopping.is_set():
+            raise StopRequested

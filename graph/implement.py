@@ -1,0 +1,75 @@
+"""implement: a coder turns one hypothesis into a variant that runs on a tiny input."""
+
+import time
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
+from slipstream.evaluation.errors import EngineError
+from slipstream.kernels.levers import refusal
+from slipstream.kernels.variants import Tree
+from slipstream.memory.records import Experiment, Hypothesis, Variant
+
+from .context import LoopContext
+from .inspection import recorded_result, untrusted
+from .state import Task
+
+
+def implement(state: Task, runtime: Runtime[LoopContext]) -> dict[str, Any]:
+    """Make the variant of one hypothesis; repair it as often as the run allows."""
+    return build_variant(state.hypothesis, runtime.context)
+
+
+def build_variant(hypothesis_id: str, context: LoopContext) -> dict[str, Any]:
+    """Return the hypothesis' variant, and a judgement if it could not be made to run."""
+    hypothesis = context.memory.hypothesis(hypothesis_id)
+    tree = context.coder.implement(hypothesis, context.variants.read(hypothesis.parent))
+    failure = _try_out(tree, context, hypothesis)
+    for _ in range(context.max_repairs):
+        if failure is None:
+            break
+        mended = context.coder.repair(hypothesis, tree, failure)
+        if mended is None:
+            break
+        tree, failure = mended, _try_out(mended, context, hypothesis)
+    _keep(tree, hypothesis, context)
+    changes: dict[str, Any] = {"variants": {hypothesis_id: tree.id}}
+    if failure is not None:
+        judgement = Judgement(Verdict.FAILED, Cause.ENGINE, failure)
+        changes["judgements"] = {hypothesis_id: judgement}
+    context.say(
+        "coder", f"{hypothesis_id}: variant {tree.id}{f' failed: {failure}' if failure else ''}"
+    )
+    return changes
+
+
+def _try_out(tree: Tree, context: LoopContext, hypothesis: Hypothesis) -> str | None:
+    """Run the tree on a tiny input, unless that is pointless; return why it doesn't work."""
+    if reason := refusal(context.shape, tree.settings, context.machine):
+        return reason
+    if untrusted(tree, context) or recorded_result(tree.id, hypothesis.id, context):
+        return None  # inspection decides
+    context.variants.add(tree)
+    try:
+        context.evaluator.smoke(tree.id)
+    except EngineError as error:
+        return str(error)
+    return None
+
+
+def _keep(tree: Tree, hypothesis: Hypothesis, context: LoopContext) -> None:
+    """Store the tree, commit it to the workshop and open its experiment."""
+    now = time.time()
+    context.variants.add(tree)
+    message = (
+        f"{hypothesis.id}: {hypothesis.lever}\n\n{hypothesis.mechanism}\n"
+        f"Predicted: {hypothesis.predicted_gain:+.1%}\n"
+    )
+    context.workshop.commit(tree, hypothesis.parent, message, int(now))
+    context.memory.add_variant(
+        Variant(tree.id, hypothesis.parent, tree.engine_id, tree.settings, context.run, now)
+    )
+    context.memory.add_experiment(
+        Experiment(hypothesis.id, context.run, hypothesis.id, tree.id, hypothesis.parent, now)
+    )

@@ -1,0 +1,58 @@
+"""inspect: what can be decided without running anything."""
+
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
+from slipstream.kernels.variants import Tree
+from slipstream.memory.records import Experiment
+
+from .context import LoopContext
+from .state import LoopState
+
+
+def inspect(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
+    """Judge at once what was measured before, and what may not run."""
+    context = runtime.context
+    judgements = dict(state.judgements)
+    for hypothesis, variant in state.variants.items():
+        if hypothesis not in judgements and (
+            found := inspect_variant(hypothesis, variant, context)
+        ):
+            judgements[hypothesis] = found
+            context.say("inspect", f"{hypothesis}: {found.reason}")
+    return {"judgements": judgements}
+
+
+def inspect_variant(hypothesis: str, variant: str, context: LoopContext) -> Judgement | None:
+    """Return a judgement if one is possible before measuring."""
+    if earlier := recorded_result(variant, hypothesis, context):
+        verdict = earlier.verdict or Verdict.FAILED
+        reason = f"the same tree was judged in {earlier.id}: {earlier.reason}"
+        return Judgement(verdict, earlier.cause or Cause.ENGINE, reason)
+    if untrusted(context.variants.read(variant), context):
+        return Judgement(
+            Verdict.FAILED,
+            Cause.ENGINE,
+            "its source was changed by an agent, and no sandbox is in place to run it in; "
+            "--unsafe-local runs it all the same",
+        )
+    return None
+
+
+def recorded_result(variant: str, hypothesis: str, context: LoopContext) -> Experiment | None:
+    """Return an earlier conclusive experiment on the same content, challenge and machine."""
+    for experiment in context.memory.experiments(variant=variant):
+        run = context.memory.run(experiment.run)
+        same = (run.challenge, run.machine) == (context.challenge.name, context.machine_id)
+        conclusive = experiment.cause not in (None, Cause.POWER, Cause.BUDGET)
+        if same and conclusive and experiment.id != hypothesis:
+            return experiment
+    return None
+
+
+def untrusted(tree: Tree, context: LoopContext) -> bool:
+    """Whether the tree's source differs from the shipped engine's and may not run here."""
+    shipped = context.memory.variant(context.seed_variant).engine
+    return tree.engine_id != shipped and not context.unsafe_local

@@ -1,0 +1,43 @@
+"""measure: every variant of the round against the champion, until the rule can decide."""
+
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from slipstream.evaluation.acceptance import Cause, Judgement, Need, Verdict, decide
+from slipstream.evaluation.errors import EngineError, InvalidOutputError
+
+from .context import LoopContext
+from .measuring import meet
+from .state import LoopState
+from .verify import reserve_s
+
+
+def measure(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
+    """Measure what the acceptance rule asks for; an engine's failure is a judgement too."""
+    context = runtime.context
+    judgements = dict(state.judgements)
+    for hypothesis in state.hypotheses:
+        if hypothesis not in judgements and (early := measure_variant(hypothesis, context)):
+            judgements[hypothesis] = early
+    return {"judgements": judgements}
+
+
+def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
+    """Measure one experiment; return a judgement only if measuring could not be finished."""
+    experiment = context.memory.experiment(hypothesis)
+    if experiment is None:
+        raise RuntimeError(f"experiment {hypothesis} was never opened")
+    rule = context.rule()
+    try:
+        while isinstance(need := decide(context.memory.evidence(hypothesis), rule), Need):
+            if context.budget.left_s < reserve_s(context, experiment.rival):
+                return Judgement(
+                    Verdict.INCONCLUSIVE, Cause.BUDGET, "the run's time ended before it was decided"
+                )
+            meet(context, experiment, need, rule)
+    except InvalidOutputError as error:
+        return Judgement(Verdict.INVALID, Cause.ENGINE, str(error))
+    except EngineError as error:
+        return Judgement(Verdict.FAILED, Cause.ENGINE, str(error))
+    return None

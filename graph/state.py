@@ -1,0 +1,58 @@
+"""What travels along the graph: names only. Trees, logs and measurements stay where they belong.
+
+A checkpoint stores all of this at every step, and gives tuples back as lists.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
+from slipstream.evaluation.gates import QualityReport
+from slipstream.evaluation.statistics import Estimate
+
+
+def merge_variants(old: dict[str, str], new: dict[str, str]) -> dict[str, str]:
+    """Reducer: parallel coders each add their own hypothesis' variant."""
+    return {**old, **new}
+
+
+def merge_judgements(old: dict[str, Judgement], new: dict[str, Judgement]) -> dict[str, Judgement]:
+    """Reducer: inspection, measuring and judging each add what they decided."""
+    return {**old, **new}
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """Where the loop stands.
+
+    Attributes:
+        champion: the variant to beat.
+        hypotheses: ids of this round's hypotheses, which are their experiments' ids too.
+        variants: hypothesis → variant, once its coder is done.
+        judgements: hypothesis → judgement, once there is one.
+        stop: why the loop ends; empty while it goes on.
+        done: the last node ran.
+    """
+
+    run: str = ""
+    round: int = 0
+    champion: str = ""
+    hypotheses: tuple[str, ...] = ()
+    variants: Annotated[dict[str, str], merge_variants] = field(default_factory=dict)
+    judgements: Annotated[dict[str, Judgement], merge_judgements] = field(default_factory=dict)
+    stop: str = ""
+    done: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hypotheses", tuple(self.hypotheses))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one of several parallel coders works on."""
+
+    hypothesis: str
+
+
+# The only types that a checkpoint may bring back to life.
+CHECKPOINT_TYPES = [Task, Judgement, Verdict, Cause, Estimate, QualityReport]

@@ -1,0 +1,122 @@
+"""survey: where the champion stands, against the baseline and against the roofline."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from langgraph.runtime import Runtime
+
+from slipstream.evaluation.acceptance import Cause, Judgement, Verdict, quality_report
+from slipstream.evaluation.errors import EngineError, SlipstreamError
+from slipstream.evaluation.pairs import Stage
+from slipstream.evaluation.prompts import Split
+from slipstream.evaluation.statistics import noise_floor
+from slipstream.kernels.census import bytes_per_token
+from slipstream.memory.leaderboard import champion as recorded_champion
+from slipstream.memory.records import Experiment
+
+from .context import LoopContext
+from .measuring import measure_pairs, measure_scores
+from .state import LoopState
+
+
+def survey(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
+    """Measure the starting point in the first round; in each, say how far the roofline is."""
+    context = runtime.context
+    champion = state.champion or _start(context)
+    read_bytes = sum(
+        bytes_per_token(context.shape, context.memory.variant(champion).settings).values()
+    )
+    ceiling = context.bandwidth_gbps * 1e9 / read_bytes
+    context.say(
+        "survey",
+        f"champion {champion} reads {read_bytes / 1e6:.0f} MB a token; at "
+        f"{context.bandwidth_gbps:.0f} GB/s the ceiling is {ceiling:.0f} tokens/s",
+    )
+    return {"champion": champion}
+
+
+def _start(context: LoopContext) -> str:
+    """Measure the seed engine, and the champion of earlier runs if there is one."""
+    champion = context.seed_variant
+    found = recorded_champion(context.memory, context.challenge.name, context.machine_id)
+    if found is not None and found.variant != champion:
+        same_engine = context.memory.variant(champion).engine
+        if context.memory.variant(found.variant).engine == same_engine:
+            champion = found.variant
+            context.say("survey", f"memory has a champion: {champion} ({found.speedup:.2f}×)")
+    _commit_lineage(context, champion)
+    try:
+        _measure_noise(context, _begin(context, "000", context.seed_variant), champion)
+        _measure_start(context, _begin(context, "000", context.seed_variant))
+        if champion != context.seed_variant:
+            _measure_start(context, _begin(context, "000-inherited", champion))
+    except EngineError as error:
+        raise SlipstreamError(
+            f"the starting engine doesn't run here: {error}; `slipstream doctor` may say why"
+        ) from error
+    context.workshop.promote(champion)
+    return champion
+
+
+def _commit_lineage(context: LoopContext, variant: str) -> None:
+    """Give the run's workshop the commits that led to `variant` in earlier runs."""
+    lineage = [context.memory.variant(variant)]
+    while lineage[-1].parent is not None:
+        lineage.append(context.memory.variant(lineage[-1].parent))
+    for ancestor in reversed(lineage):
+        tree = context.variants.read(ancestor.id)
+        message = f"{ancestor.id}: from {ancestor.run}\n"
+        context.workshop.commit(tree, ancestor.parent, message, int(ancestor.created_at))
+
+
+def _begin(context: LoopContext, number: str, variant: str) -> Experiment:
+    experiment = Experiment(
+        id=f"{context.run}-{number}",
+        run=context.run,
+        hypothesis=None,
+        variant=variant,
+        rival=context.challenge.baseline,
+        started_at=time.time(),
+    )
+    context.memory.add_experiment(experiment)
+    return experiment
+
+
+def _measure_noise(context: LoopContext, experiment: Experiment, variant: str) -> None:
+    """A/A test: the same engine twice, to learn what difference is none."""
+    rule = context.rule()
+    twin = replace(experiment, variant=variant)
+    measure_pairs(context, twin, variant, Stage.NOISE, rule.num_pairs(Stage.NOISE))
+    ratios = context.memory.evidence(experiment.id).log_ratios(Stage.NOISE)
+    delta = noise_floor(ratios, rule.num_pairs(Stage.TEST), seed=context.seed)
+    context.memory.update_run(context.run, delta=delta)
+    context.say("benchmarker", f"noise floor of this machine now: {delta:.2%}")
+
+
+def _measure_start(context: LoopContext, experiment: Experiment) -> None:
+    rule = context.rule()
+    measure_pairs(
+        context, experiment, experiment.rival, Stage.BASELINE, rule.num_pairs(Stage.BASELINE)
+    )
+    if context.num_documents:
+        measure_scores(context, experiment, Split.PUBLIC)
+    record_against_baseline(context, experiment)
+
+
+def record_against_baseline(context: LoopContext, experiment: Experiment) -> None:
+    """Write down a direct comparison with the baseline."""
+    evidence = context.memory.evidence(experiment.id)
+    gain = evidence.gain(Stage.BASELINE)
+    low, high = gain.interval()
+    reason = f"{gain.ratio:.2f}× {experiment.rival} ({low:.2f} to {high:.2f})"
+    judgement = Judgement(
+        Verdict.KEPT,
+        Cause.START,
+        reason,
+        gain,
+        quality_report(evidence),
+        evidence.tps(Stage.BASELINE),
+    )
+    context.memory.record(experiment.id, judgement, None, context.budget.spent_s)
+    context.say("benchmarker", f"{experiment.variant}: {reason}")

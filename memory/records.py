@@ -1,0 +1,118 @@
+"""What memory hands out: frozen values, safe to keep after the database is closed."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from slipstream.evaluation.acceptance import Cause, Verdict
+from slipstream.evaluation.statistics import Estimate
+
+
+class RunState(StrEnum):
+    """Where a run stands."""
+
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One launch of the loop."""
+
+    id: str
+    challenge: str
+    rules: dict[str, Any]
+    machine: str
+    machine_label: str
+    seed: int
+    state: RunState
+    budget_minutes: float
+    budget_experiments: int
+    spent_s: float
+    unsafe: bool
+    delta: float | None
+    bandwidth_gbps: float | None
+    started_at: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One engine tree with its settings, by content hash."""
+
+    id: str
+    parent: str | None
+    engine: str
+    settings: dict[str, str]
+    run: str
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """ "Lever or edit X on parent P will give +Y % because Z", written before measuring.
+
+    Attributes:
+        lever: name of the lever, several joined by "+".
+        settings: all lever settings of the variant that it asks for.
+        predicted_gain: expected speed ratio minus one.
+    """
+
+    id: str
+    run: str
+    round: int
+    agent: str
+    parent: str
+    lever: str
+    settings: dict[str, str]
+    mechanism: str
+    predicted_gain: float
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A hypothesis carried through, with its verdict once there is one."""
+
+    id: str
+    run: str
+    hypothesis: str | None
+    variant: str
+    rival: str
+    started_at: float
+    verdict: Verdict | None = None
+    cause: Cause | None = None
+    reason: str = ""
+    gain: float | None = None
+    gain_stderr: float | None = None
+    num_pairs: int | None = None
+    tps: float | None = None
+    ppl: float | None = None
+    ppl_rise: float | None = None
+    ppl_rise_high: float | None = None
+    kl: float | None = None
+    top1: float | None = None
+    decided_at: float | None = None
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The gain over the rival as it was judged."""
+        if self.gain is None:
+            return None
+        stderr = math.inf if self.gain_stderr is None else self.gain_stderr
+        return Estimate(self.gain, stderr, self.num_pairs or 0)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was learned: lever, prediction against measurement, mechanism, re-open condition."""
+
+    experiment: str
+    lever: str
+    value: str
+    predicted_gain: float
+    mechanism: str
+    reopen: str
+    unsafe: bool
+    learned_at: float

@@ -1,0 +1,41 @@
+"""The schema's version: migrates an older database forward, refuses a newer one."""
+
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+
+from slipstream.evaluation.errors import SlipstreamError
+
+HEAD = "0001"
+_MIGRATIONS = Path(__file__).resolve().parent / "migrations"
+
+
+def bring_up_to_date(connection: Connection, url: str) -> None:
+    """Migrate the database to `HEAD`.
+
+    Raises:
+        SlipstreamError: it was written by a newer slipstream.
+    """
+    version = _version(connection)
+    if version == HEAD:
+        return
+    if version is not None and version > HEAD:
+        raise SlipstreamError(
+            f"memory {url}: its schema is {version}, this slipstream knows up to {HEAD}; "
+            "upgrade slipstream or use another --memory"
+        )
+    # Alembic is imported only when there is something to migrate: it doubles the start-up time.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    row = connection.execute(text("SELECT version_num FROM alembic_version")).first()
+    return str(row[0]) if row else None

@@ -1,0 +1,51 @@
+"""slipstream: agents mutate an LLM inference engine and keep what is proven faster.
+
+What users import is loaded on first use, so that `import slipstream` costs neither torch nor
+langgraph. `slipstream.memory.store.open_memory` and `slipstream.memory.frames` serve notebooks.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slipstream.agents.roles import Benchmarker, Briefing, Coder, Planner, Proposal
+    from slipstream.graph.build import build_graph
+    from slipstream.graph.embedding import benchmarker_node, coder_node, planner_node
+    from slipstream.memory.store import Memory, open_memory
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Benchmarker": "agents.roles",
+    "Briefing": "agents.roles",
+    "Coder": "agents.roles",
+    "Memory": "memory.store",
+    "Planner": "agents.roles",
+    "Proposal": "agents.roles",
+    "benchmarker_node": "graph.embedding",
+    "build_graph": "graph.build",
+    "coder_node": "graph.embedding",
+    "open_memory": "memory.store",
+    "planner_node": "graph.embedding",
+}
+
+__all__ = [
+    "Benchmarker",
+    "Briefing",
+    "Coder",
+    "Memory",
+    "Planner",
+    "Proposal",
+    "benchmarker_node",
+    "build_graph",
+    "coder_node",
+    "open_memory",
+    "planner_node",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load `name` from its room on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'slipstream' has no attribute {name!r}")
+    return getattr(import_module(f"slipstream.{_HOMES[name]}"), name)

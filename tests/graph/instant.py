@@ -1,0 +1,65 @@
+"""An evaluator that answers at once: speeds follow from the bytes that the levers leave."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+
+from slipstream.evaluation.errors import EngineFailedError, InvalidOutputError
+from slipstream.evaluation.gates import DocumentScore
+from slipstream.evaluation.pairs import Pair, Stage
+from slipstream.evaluation.prompts import Split
+from slipstream.kernels.census import ModelShape, bytes_per_token
+from slipstream.kernels.variants import Tree
+
+SMOLLM2 = ModelShape(576, 1536, 30, 9, 3, 64, 49152)
+
+
+class InstantEvaluator:
+    """Satisfies `Evaluator`; remembers what it was asked to measure."""
+
+    def __init__(self, read: Callable[[str], Tree], *, noise: float = 0.01) -> None:
+        self.read, self.noise = read, noise
+        self.measured: Counter[tuple[str, str, int]] = Counter()
+        self.scored: Counter[tuple[str, str]] = Counter()
+        self.broken: dict[str, str] = {}  # lever value → how it fails
+
+    def smoke(self, variant: str) -> None:
+        self._check(variant, "smoke")
+
+    def pairs(
+        self, variant: str, rival: str, stage: Stage, indices: Sequence[int]
+    ) -> Iterator[Pair]:
+        for index in indices:
+            self._check(variant, "pairs")
+            self.measured[variant, stage, index] += 1
+            rng = np.random.default_rng([index, *f"{variant}{rival}{stage}".encode()])
+            wobble = 0.0 if variant == rival else rng.normal(0, self.noise)
+            tps = self._tps(variant) * float(np.exp(wobble + 0.001 * (-1) ** index))
+            yield Pair(stage, index, f"p{index}", "ABBA", tps, self._tps(rival))
+
+    def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
+        bad = "int4-g64" in self.read(variant).settings["weights"]
+        for index in range(4):
+            if f"d{index}" not in done:
+                self.scored[variant, f"{split}-{index}"] += 1
+                yield DocumentScore(f"d{index}", 50, 140.0 if bad else 100.0, 100.0, 0.0, 50)
+
+    def release(self, variant: str) -> None:
+        """Nothing is held."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _tps(self, name: str) -> float:
+        if name.startswith("transformers-"):
+            return 20.0
+        read = sum(bytes_per_token(SMOLLM2, self.read(name).settings).values())
+        return 28e9 / read / 3
+
+    def _check(self, variant: str, where: str) -> None:
+        for value, how in self.broken.items():
+            if value in self.read(variant).settings.values() and how.startswith(where):
+                if how.endswith("invalid"):
+                    raise InvalidOutputError("95 tokens instead of 96")
+                raise EngineFailedError("the engine's process ended (exit -9)")

@@ -1,0 +1,220 @@
+"""Killed at any moment, a run goes on: nothing lost, nothing recorded or measured twice."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Loop
+
+from slipstream.evaluation.acceptance import Evidence
+from slipstream.kernels.variants import VariantStore
+from slipstream.kernels.workshop import Workshop
+from slipstream.memory.records import Experiment, RunState
+from slipstream.memory.store import Memory
+
+TINY = """
+name = "tiny"
+title = "a random model of three layers"
+model = "random:tiny-llama"
+device = "cpu"
+[workload]
+prompts = "random-ids"
+num_tokens = 8
+num_prompts = 4
+prompt_tokens = 8
+max_context = 64
+[quality]
+documents = 4
+continuation_tokens = 8
+[acceptance]
+screen_pairs = 2
+test_pairs = 4
+confirm_pairs = 4
+noise_pairs = 4
+baseline_pairs = 3
+[budget]
+minutes = 5
+experiments = 3
+"""
+
+
+class Crash(BaseException):
+    """Stands for SIGKILL: nothing may catch it, nothing runs after it."""
+
+
+SIDE_EFFECTS = [
+    (Memory, "_insert"),
+    (Memory, "record"),
+    (Memory, "update_run"),
+    (VariantStore, "add"),
+    (Workshop, "commit"),
+    (Workshop, "promote"),
+]
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, number: int, *, before: bool) -> None:
+    """Crash right before or right after side effect `number`."""
+    count = 0
+
+    def wrap(real: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*arguments: object, **named: object) -> object:
+            nonlocal count
+            count += 1
+            if count == number and before:
+                raise Crash
+            result = real(*arguments, **named)
+            if count == number:
+                raise Crash
+            return result
+
+        return wrapped
+
+    for owner, name in SIDE_EFFECTS:
+        monkeypatch.setattr(owner, name, wrap(getattr(owner, name)))
+
+
+def summary(loop: Loop, run: str) -> list[tuple[str, str, str | None, int, int]]:
+    rows = []
+    for experiment in loop.memory.experiments(run=run):
+        evidence: Evidence = loop.memory.evidence(experiment.id)
+        scores = sum(len(scores) for scores in evidence.scores.values())
+        verdict = experiment.verdict
+        rows.append((experiment.id[-6:], experiment.variant, verdict, len(evidence.pairs), scores))
+    return rows
+
+
+def test_crash_around_every_side_effect(
+    make_loop: Callable[[], Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each k: crash at the k-th side effect, resume, and end where an unbroken run ends."""
+    unbroken = make_loop()
+    run = unbroken.start(experiments=2, seed=5)
+    unbroken.drive(run)
+    expected = [(v, n, p, s) for _, v, n, p, s in summary(unbroken, run)]
+    unbroken.memory._database.dispose()
+
+    number = 0
+    crashed = True
+    while crashed:
+        number += 7  # every seventh here, at another offset on each side; the pattern covers all
+        for before in (True, False):
+            loop = make_loop()
+            loop.challenge = loop.challenge.model_copy(update={"name": f"c{number}{before}"})
+            run = loop.start(experiments=2, seed=5)
+            with monkeypatch.context() as patch:
+                crash_at(patch, number + before, before=before)
+                try:
+                    loop.drive(run)
+                    crashed = False
+                except Crash:
+                    crashed = True
+            measured = loop.evaluator.measured.copy()
+            outcome = loop.drive(run)
+            assert outcome.run.state is RunState.FINISHED
+            assert [(v, n, p, s) for _, v, n, p, s in summary(loop, run)] == expected
+            repeated = [key for key, times in loop.evaluator.measured.items() if times > 1]
+            # The one measurement in flight was never acknowledged; nothing else is done again.
+            assert len(repeated) <= 1, (number, before, repeated, measured)
+    assert number > 60
+
+
+def test_sigkill_of_real_runs(tmp_path: Path) -> None:
+    """A real run on a real model, its process killed at random moments until it is through."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    environment = {**os.environ, "SLIPSTREAM_HOME": str(tmp_path / "home")}
+    rng = random.Random(11)
+
+    def cli(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "slipstream.cli", *arguments]
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            cli(*arguments),
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    process = start("run", str(tmp_path / "tiny.toml"), "--seed", "3", "--json")
+    kills = 0
+    while True:
+        try:
+            process.wait(timeout=rng.uniform(4, 14) if kills < 4 else 240)
+            break
+        except subprocess.TimeoutExpired:
+            assert kills < 4, "the run never ended"
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        time.sleep(0.2)
+        listed = subprocess.run(
+            cli("runs", "--json"), env=environment, capture_output=True, text=True, check=True
+        )
+        rows = json.loads(listed.stdout)
+        if not rows:  # killed before the run was written down
+            process = start("run", str(tmp_path / "tiny.toml"), "--seed", "3", "--json")
+            continue
+        assert rows[0]["state"] == "interrupted"
+        process = start("resume", rows[0]["run"], "--json")
+    assert process.returncode == 0
+    assert kills >= 1
+    assert process.stdout is not None
+    last = json.loads(process.stdout.read().splitlines()[-1])
+    assert last["state"] == "finished"
+    memory = Memory(f"sqlite:///{tmp_path}/home/memory.db")
+    races = [e for e in memory.experiments(run=last["run"]) if e.hypothesis]
+    assert len(races) == last["experiments"] >= 1
+    assert all(race.verdict is not None for race in races)
+    for experiment in memory.experiments(run=last["run"]):
+        _assert_stages_are_whole(memory, experiment)
+    assert Path(last["report"]).exists()
+    assert not _orphans(tmp_path)
+
+
+def _assert_stages_are_whole(memory: Memory, experiment: Experiment) -> None:
+    sizes = {"noise": 4, "baseline": (3, 4), "screen": 2, "test": 4, "confirm": 4}
+    by_stage: dict[str, list[int]] = {}
+    for pair in memory.evidence(experiment.id).pairs:
+        by_stage.setdefault(pair.stage, []).append(pair.index)
+    for stage, indices in by_stage.items():
+        size = sizes[stage]
+        assert indices == list(range(len(indices)))
+        assert len(indices) in (size if isinstance(size, tuple) else (size,)), (
+            experiment.id,
+            stage,
+        )
+
+
+def _orphans(tmp_path: Path) -> list[str]:
+    """Engines that outlived the killed processes."""
+    time.sleep(0.5)
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return [line for line in listing.stdout.splitlines() if str(tmp_path) in line]
+
+
+def test_ctrl_c_records_and_says_how_to_resume(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    environment = {**os.environ, "SLIPSTREAM_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "slipstream.cli", "run", str(tmp_path / "tiny.toml")]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "planner" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 130
+    assert "finishing the measurement at hand" in rest
+    memory = Memory(f"sqlite:///{tmp_path}/home/memory.db")
+    (run,) = memory.runs()
+    assert f"slipstream resume {run.id}" in rest
+    assert run.state is RunState.INTERRUPTED
+    assert run.spent_s > 0

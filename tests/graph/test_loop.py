@@ -1,0 +1,276 @@
+"""The loop as a whole, on instant measurements."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Loop
+
+from slipstream.agents.offline_benchmarker import OfflineBenchmarker
+from slipstream.agents.offline_coder import OfflineCoder
+from slipstream.agents.offline_planner import OfflinePlanner
+from slipstream.agents.roles import Briefing, Proposal
+from slipstream.evaluation.acceptance import Cause, Verdict
+from slipstream.evaluation.errors import SlipstreamError
+from slipstream.graph.liveness import is_alive, run_dir
+from slipstream.graph.session import Agents
+from slipstream.kernels.levers import SEED_SETTINGS
+from slipstream.kernels.variants import Tree
+from slipstream.memory.records import Hypothesis, RunState
+
+
+def test_a_run_finds_keeps_rejects_and_ends(loop: Loop) -> None:
+    run = loop.start()
+    outcome = loop.drive(run)
+    assert outcome.run.state is RunState.FINISHED
+    assert outcome.stop == "6 experiments done"
+    assert outcome.champion is not None
+    assert outcome.champion.direct
+    assert outcome.champion.settings["weights"] == "int4-g32"
+    races = [e for e in loop.memory.experiments(run=run) if e.hypothesis]
+    assert len(races) == 6
+    causes = {e.cause for e in races}
+    assert {Cause.GAIN, Cause.QUALITY, Cause.NO_GAIN} <= causes
+    assert len(loop.memory.findings()) == 6
+    assert all(loop.memory.hypothesis(e.id).predicted_gain is not None for e in races)
+    assert not is_alive(run)
+
+
+def test_git_log_is_the_champions_lineage(loop: Loop) -> None:
+    run = loop.start()
+    outcome = loop.drive(run)
+    assert outcome.champion is not None
+    log = subprocess.run(
+        ["git", "-C", str(run_dir(run) / "workshop.git"), "log", "--format=%D", "champion"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    names = [word for word in log if word.startswith("variant/")]
+    lineage = [outcome.champion.variant]
+    while parent := loop.memory.variant(lineage[-1]).parent:
+        lineage.append(parent)
+    assert [name.strip(",").removeprefix("variant/") for name in names] == lineage
+
+
+def test_second_run_builds_on_the_first(loop: Loop) -> None:
+    first = loop.drive(loop.start())
+    asked = set(loop.evaluator.measured)
+    run = loop.start(seed=2)
+    second = loop.drive(run)
+    assert first.champion is not None
+    assert second.champion is not None
+    start = loop.memory.experiment(f"{run}-000-inherited")
+    assert start is not None
+    assert start.variant == first.champion.variant
+    tried_before = {variant for variant, stage, _ in asked if stage == "screen"}
+    tried_again = {e.variant for e in loop.memory.experiments(run=run) if e.hypothesis}
+    assert not tried_before & tried_again
+
+
+def test_nothing_is_measured_twice_in_a_run(loop: Loop) -> None:
+    loop.drive(loop.start())
+    assert set(loop.evaluator.measured.values()) <= {1}
+    assert set(loop.evaluator.scored.values()) == {1}
+
+
+class Fixed:
+    """A user's own planner: proposes what it is told."""
+
+    name = "fixed"
+
+    def __init__(self, *changes: dict[str, str]) -> None:
+        self.changes = list(changes)
+
+    def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
+        chosen = self.changes[briefing.num_planned : briefing.num_planned + count]
+        return [
+            Proposal("+".join(c), {**briefing.champion_settings, **c}, "told so", 0.1)
+            for c in chosen
+        ]
+
+
+def fixed(*changes: dict[str, str]) -> Agents:
+    return Agents(Fixed(*changes), OfflineCoder(), OfflineBenchmarker())
+
+
+def test_planner_with_nothing_left_ends_the_run(loop: Loop) -> None:
+    outcome = loop.drive(loop.start(), fixed({"cache": "static"}))
+    assert outcome.stop == "nothing left to try"
+    assert outcome.run.state is RunState.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("how", "verdict"),
+    [
+        ("smoke", Verdict.FAILED),
+        ("pairs", Verdict.FAILED),
+        ("pairs-invalid", Verdict.INVALID),
+    ],
+)
+def test_broken_variant_is_a_record_not_a_crash(how: str, verdict: Verdict, loop: Loop) -> None:
+    loop.evaluator.broken["qkv"] = how
+    run = loop.start(experiments=2)
+    outcome = loop.drive(run, fixed({"fuse": "qkv"}, {"weights": "int8"}))
+    races = [e for e in loop.memory.experiments(run=run) if e.hypothesis]
+    assert [e.verdict for e in races] == [verdict, Verdict.KEPT]
+    assert races[0].reason
+    assert outcome.run.state is RunState.FINISHED
+
+
+def test_starting_engine_that_fails_is_an_error_and_the_run_can_go_on(loop: Loop) -> None:
+    loop.evaluator.broken["growing"] = "pairs"
+    run = loop.start(experiments=1)
+    with pytest.raises(SlipstreamError, match="the starting engine doesn't run here"):
+        loop.drive(run)
+    assert loop.memory.run(run).state is RunState.INTERRUPTED
+    loop.evaluator.broken.clear()
+    assert loop.drive(run).run.state is RunState.FINISHED
+
+
+def test_impossible_setting_is_vetoed_without_running(loop: Loop) -> None:
+    run = loop.start(experiments=1)
+    loop.drive(run, fixed({"weights": "int4-g128"}))
+    race = next(e for e in loop.memory.experiments(run=run) if e.hypothesis)
+    assert (race.verdict, race.gain) == (Verdict.FAILED, None)
+    assert "128 does not divide" in race.reason
+    assert not any(variant == race.variant for variant, _, _ in loop.evaluator.measured)
+
+
+def test_identical_tree_is_never_measured_twice(loop: Loop) -> None:
+    loop.drive(loop.start(experiments=1), fixed({"weights": "int8", "fuse": "qkv"}))
+    loop.evaluator.measured.clear()
+    # The second run inherits int8+qkv; going back to the seed is a tree that was judged before.
+    run = loop.start(experiments=1, seed=3)
+    loop.drive(run, fixed({"weights": "dense", "fuse": "none"}))
+    race = next(e for e in loop.memory.experiments(run=run) if e.hypothesis)
+    assert "the same tree was judged in" in race.reason
+    assert not any(stage == "screen" for _, stage, _ in loop.evaluator.measured)
+
+
+class Meddler(OfflineCoder):
+    """A coder that also edits source."""
+
+    def implement(self, hypothesis: Hypothesis, parent: Tree) -> Tree:
+        tree = super().implement(hypothesis, parent)
+        edited = tree.files["engine/engine.py"] + b"\n# edited\n"
+        return Tree({**tree.files, "engine/engine.py": edited})
+
+
+def test_changed_source_does_not_run_without_a_sandbox(loop: Loop) -> None:
+    agents = Agents(Fixed({"weights": "int8"}), Meddler(), OfflineBenchmarker())
+    run = loop.start(experiments=1)
+    loop.drive(run, agents)
+    race = next(e for e in loop.memory.experiments(run=run) if e.hypothesis)
+    assert race.verdict is Verdict.FAILED
+    assert "--unsafe-local" in race.reason
+    assert not any(variant == race.variant for variant, _, _ in loop.evaluator.measured)
+
+
+def test_unsafe_local_is_written_on_the_finding(loop: Loop) -> None:
+    agents = Agents(Fixed({"weights": "int8"}), Meddler(), OfflineBenchmarker())
+    loop.drive(loop.start(experiments=1, unsafe_local=True), agents)
+    (finding,) = loop.memory.findings()
+    assert finding.unsafe
+
+
+class Repairing(OfflineCoder):
+    """A coder whose first try doesn't run and whose repair does."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def implement(self, hypothesis: Hypothesis, parent: Tree) -> Tree:
+        return parent.with_settings({**hypothesis.settings, "fuse": "qkv"})
+
+    def repair(self, hypothesis: Hypothesis, tree: Tree, error: str) -> Tree | None:
+        self.errors.append(error)
+        return tree.with_settings(hypothesis.settings)
+
+
+def test_coder_repairs_from_the_real_error(loop: Loop) -> None:
+    loop.evaluator.broken["qkv"] = "smoke"
+    coder = Repairing()
+    run = loop.start(experiments=1)
+    loop.drive(run, Agents(Fixed({"weights": "int8"}), coder, OfflineBenchmarker()))
+    assert coder.errors == ["the engine's process ended (exit -9)"]
+    race = next(e for e in loop.memory.experiments(run=run) if e.hypothesis)
+    assert race.verdict is Verdict.KEPT
+
+
+def test_round_of_several_hypotheses_keeps_the_best(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slipstream.graph import session
+
+    real = session.LoopContext
+    monkeypatch.setattr(session, "LoopContext", lambda **values: real(**values, batch=3))
+    run = loop.start(experiments=3)
+    agents = fixed({"weights": "int8"}, {"weights": "int4-g32"}, {"weights": "int4-g64"})
+    outcome = loop.drive(run, agents)
+    races = [e for e in loop.memory.experiments(run=run) if e.hypothesis]
+    assert [e.verdict for e in races] == [Verdict.KEPT, Verdict.KEPT, Verdict.REJECTED]
+    assert len({loop.memory.hypothesis(e.id).round for e in races}) == 1
+    assert outcome.champion is not None
+    assert outcome.champion.settings["weights"] == "int4-g32"
+
+
+def test_budget_of_minutes_ends_the_run(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("slipstream.graph.context.time.monotonic", lambda: now[0])
+    real = loop.evaluator.pairs
+
+    def slow(*arguments: object) -> object:
+        for pair in real(*arguments):  # type: ignore[arg-type]
+            now[0] += 1.0
+            yield pair
+
+    monkeypatch.setattr(loop.evaluator, "pairs", slow)
+    outcome = loop.drive(loop.start(experiments=50))
+    assert "budget of 5 minutes is spent" in outcome.stop
+    assert outcome.run.spent_s < 5 * 60
+
+
+def test_resuming_a_finished_run_changes_nothing(loop: Loop) -> None:
+    run = loop.start(experiments=1)
+    loop.drive(run)
+    loop.evaluator.measured.clear()
+    assert loop.drive(run).stop == "it was finished before"
+    assert not loop.evaluator.measured
+
+
+def test_two_processes_do_not_share_a_run(loop: Loop) -> None:
+    from slipstream.graph.liveness import lock_of
+
+    run = loop.start()
+    run_dir(run).mkdir(parents=True)
+    with lock_of(run), pytest.raises(SlipstreamError, match="worked on by another process"):
+        loop.drive(run)
+
+
+def test_seed_settings_are_the_first_champion(loop: Loop) -> None:
+    run = loop.start(experiments=1)
+    loop.drive(run)
+    start = loop.memory.experiment(f"{run}-000")
+    assert start is not None
+    assert loop.memory.variant(start.variant).settings == SEED_SETTINGS
+    assert start.cause is Cause.START
+
+
+def test_no_tracing_leaves_the_machine(
+    make_loop: Callable[[], Loop], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import threading
+
+    monkeypatch.setenv("LANGSMITH_TRACING", "true")
+    monkeypatch.setenv("LANGSMITH_API_KEY", "x")
+    loop = make_loop()
+    loop.drive(loop.start(experiments=1))
+    assert not [t for t in threading.enumerate() if "langsmith" in repr(t).lower()]
+
+
+def test_offline_planner_is_the_default(loop: Loop) -> None:
+    run = loop.start(experiments=1)
+    loop.drive(run)
+    assert loop.memory.hypotheses(run)[0].agent == OfflinePlanner.name

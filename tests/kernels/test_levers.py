@@ -1,0 +1,65 @@
+"""The catalogue agrees with the engine, and its arithmetic with the sizes."""
+
+import re
+
+import pytest
+
+from slipstream.kernels.census import ModelShape, bytes_per_token
+from slipstream.kernels.engine.levers import CHOICES, Levers
+from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Machine, refusal
+
+SMOLLM2 = ModelShape(576, 1536, 30, 9, 3, 64, 49152)
+LAPTOP = Machine("cpu", 2, has_compiler=True)
+
+
+def test_catalogue_and_engine_have_the_same_levers() -> None:
+    assert {name: set(lever.values) for name, lever in CATALOGUE.items()} == {
+        name: set(values) for name, values in CHOICES.items()
+    }
+    assert {name: getattr(Levers(), name) for name in CHOICES} == SEED_SETTINGS
+
+
+@pytest.mark.parametrize("lever", CATALOGUE.values(), ids=lambda lever: lever.name)
+def test_every_lever_says_what_it_needs_and_leaves(lever: object) -> None:
+    lever = CATALOGUE[lever.name]  # type: ignore[attr-defined]
+    assert lever.needs
+    assert lever.summary
+    for value in lever.values:
+        assert 4e7 < lever.bytes_left(SMOLLM2, SEED_SETTINGS, value) < 6e8
+
+
+def test_seed_reads_every_weight_once_in_bf16() -> None:
+    census = bytes_per_token(SMOLLM2, SEED_SETTINGS, context=0)
+    assert census["head"] == 49152 * 576 * 2
+    layers = sum(census.values()) - census["head"]
+    assert layers == 30 * 2 * (576 * (576 + 2 * 192) + 576 * 576 + 3 * 576 * 1536)
+
+
+def test_int4_bytes_count_scales_and_zeros() -> None:
+    dense = bytes_per_token(SMOLLM2, SEED_SETTINGS, context=0)["down"]
+    int4 = bytes_per_token(SMOLLM2, {**SEED_SETTINGS, "weights": "int4-g32"}, context=0)["down"]
+    assert int4 / dense == pytest.approx((0.5 + 4 / 32) / 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "machine", "reason"),
+    [
+        ({"weights": "int4-g128"}, LAPTOP, "128 does not divide qkv's 576 columns"),
+        ({"head": "int4-g128"}, LAPTOP, "128 does not divide head's 576 columns"),
+        ({"threads": "8"}, LAPTOP, "this machine has 2 cores"),
+        ({"compile": "layer"}, Machine("cpu", 2, has_compiler=False), "needs a C\\+\\+ compiler"),
+        ({"turbo": "on"}, LAPTOP, "lever 'turbo': not one of"),
+        ({"cache": "huge"}, LAPTOP, "cache=huge: not one of growing, static"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_reason(
+    settings: dict[str, str], machine: Machine, reason: str
+) -> None:
+    found = refusal(SMOLLM2, settings, machine)
+    assert found is not None
+    assert re.search(reason, found)
+
+
+def test_what_can_work_is_not_refused() -> None:
+    settings = {**SEED_SETTINGS, "weights": "int4-g64", "head": "int8", "compile": "layer"}
+    assert refusal(SMOLLM2, settings, LAPTOP) is None
