@@ -51,7 +51,7 @@ class Acceptance(_Strict):
     screen_pairs: int = Field(3, ge=2)
     test_pairs: int = Field(8, ge=4)
     confirm_pairs: int = Field(12, ge=4)
-    noise_pairs: int = Field(8, ge=4)
+    noise_pairs: int = Field(6, ge=4)
     baseline_pairs: int = Field(6, ge=3)
     p_value: float = Field(0.01, gt=0, lt=0.5)
     min_gain: float = Field(0.003, ge=0, description="least gain worth keeping, as a log ratio")

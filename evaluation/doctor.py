@@ -32,9 +32,12 @@ def examine() -> list[Check]:
     bandwidth = read_bandwidth_gbps(hardware.num_cores)
     return [
         Check("machine", True, f"{hardware.label}, id {hardware.id}"),
-        Check("gpu", bool(hardware.gpus), ", ".join(hardware.gpus) or "none", _GPU_ADVICE)
-        if not hardware.gpus
-        else Check("gpu", True, ", ".join(hardware.gpus)),
+        Check(
+            "gpu",
+            bool(hardware.gpus),
+            ", ".join(hardware.gpus) or "none",
+            "" if hardware.gpus else "CPU challenges only",
+        ),
         Check("memory bandwidth", True, f"{bandwidth:.1f} GB/s, all cores reading"),
         _noise(),
         Check(
@@ -56,9 +59,6 @@ def examine() -> list[Check]:
         Check("torch", importlib.util.find_spec("torch") is not None, _version("torch")),
         Check("transformers", True, _version("transformers")),
     ]
-
-
-_GPU_ADVICE = "CPU challenges only"
 
 
 def _noise() -> Check:

@@ -17,5 +17,9 @@ class InvalidOutputError(EngineError):
     """The engine broke the protocol (wrong count, garbage, NaN …): the verdict is *invalid*."""
 
 
+class OutOfTimeError(Exception):
+    """The run's budget ended in the middle of an experiment; what was measured stays."""
+
+
 class StopRequested(Exception):  # noqa: N818  (not an error: somebody asked)
     """Ctrl-C was pressed; work stops at the next boundary where nothing is lost."""

@@ -65,8 +65,8 @@ class PairPlan:
 
 def warm_up(engine: Engine, prompt: Prompt, num_tokens: int) -> None:
     """Let an engine compile, allocate and fill its caches before anything is timed."""
-    engine.generate(prompt.tokens, min(8, num_tokens))
-    engine.generate(prompt.tokens, num_tokens)
+    for length in (4, 16):
+        engine.generate(prompt.tokens, min(length, num_tokens))
 
 
 def measure_pair(

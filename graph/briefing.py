@@ -5,7 +5,7 @@ import math
 from slipstream.agents.roles import Briefing, Trial
 from slipstream.evaluation.gates import GATES
 from slipstream.kernels.levers import SEED_SETTINGS
-from slipstream.memory.leaderboard import speedup_of
+from slipstream.memory.leaderboard import speedups
 
 from .context import LoopContext
 
@@ -17,7 +17,7 @@ def brief(context: LoopContext, champion: str) -> Briefing:
     variants = {variant.id: variant for variant in memory.variants()}
     engine = variants[champion].engine
     limit = GATES[context.challenge.tier].max_ppl_rise
-    baseline = context.challenge.baseline
+    known = speedups(experiments, context.challenge.baseline)
     tps = {e.variant: e.tps for e in experiments if e.tps is not None}
     trials = []
     for experiment in experiments:
@@ -28,7 +28,7 @@ def brief(context: LoopContext, champion: str) -> Briefing:
         if rival is None:  # a baseline is no variant
             continue
         estimate = experiment.estimate
-        base = speedup_of(rival.id, experiments, baseline)
+        base = known.get(rival.id)
         rise = experiment.ppl_rise_high
         trials.append(
             Trial(

@@ -19,10 +19,14 @@ from slipstream.memory.store import Memory
 
 @dataclass(frozen=True)
 class Event:
-    """Something that an agent did, for whoever watches."""
+    """Something that an agent did, for whoever watches.
+
+    A fleeting one is progress within a step: worth a look now, not worth keeping.
+    """
 
     agent: str
     text: str
+    fleeting: bool = False
 
 
 @dataclass
@@ -32,7 +36,7 @@ class Budget:
     minutes: float
     experiments: int
     spent_before_s: float = 0.0
-    _started: float = field(default_factory=time.monotonic)
+    _started: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def spent_s(self) -> float:
@@ -86,9 +90,9 @@ class LoopContext:
         delta = max(acceptance.min_gain, noise)
         return Rule(acceptance, self.challenge.tier, delta, self.num_documents)
 
-    def say(self, agent: str, text: str) -> None:
+    def say(self, agent: str, text: str, *, fleeting: bool = False) -> None:
         """Tell whoever watches."""
-        self.emit(Event(agent, text))
+        self.emit(Event(agent, text, fleeting))
 
     def check_stop(self) -> None:
         """Stop here if Ctrl-C was pressed; called where nothing is half done."""

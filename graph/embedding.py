@@ -1,9 +1,10 @@
 """The agents as nodes of somebody else's graph.
 
-Each factory closes over a `LoopContext` and returns a node that reads and writes plain fields, so
-the host's state may be a dataclass, a TypedDict or a pydantic model with any further fields:
+Each factory closes over a `LoopContext` (`session.open_context` makes one) and returns a node that
+reads and writes plain fields, so the host's state may be a dataclass, a TypedDict or a pydantic
+model with any further fields:
 
-    planner_node      reads run, round, champion   writes hypotheses
+    planner_node      reads round, champion        writes hypotheses, champion
     coder_node        reads hypotheses             writes variants
     benchmarker_node  reads hypotheses, champion   writes verdicts, champion
 """
@@ -19,6 +20,7 @@ from .judge import judge_variant
 from .measure import measure_variant
 from .plan import write_hypotheses
 from .record import write_down
+from .survey import starting_champion
 
 
 class Node(Protocol):
@@ -30,11 +32,15 @@ class Node(Protocol):
 
 
 def planner_node(context: LoopContext) -> Node:
-    """Return a node that writes this round's hypotheses down and returns their ids."""
+    """Return a node that writes this round's hypotheses down and returns their ids.
+
+    Where the host's state has no champion yet, it measures the starting point first.
+    """
 
     def node(state: Any) -> dict[str, Any]:
-        champion = _field(state, "champion") or context.seed_variant
-        return write_hypotheses(context.run, _field(state, "round") or 0, champion, context)
+        champion = _field(state, "champion") or starting_champion(context)
+        changes = write_hypotheses(context.run, _field(state, "round") or 0, champion, context)
+        return {**changes, "champion": champion}
 
     return node
 

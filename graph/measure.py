@@ -5,12 +5,11 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from slipstream.evaluation.acceptance import Cause, Judgement, Need, Verdict, decide
-from slipstream.evaluation.errors import EngineError, InvalidOutputError
+from slipstream.evaluation.errors import EngineError, InvalidOutputError, OutOfTimeError
 
 from .context import LoopContext
 from .measuring import meet
 from .state import LoopState
-from .verify import reserve_s
 
 
 def measure(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
@@ -31,11 +30,10 @@ def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
     rule = context.rule()
     try:
         while isinstance(need := decide(context.memory.evidence(hypothesis), rule), Need):
-            if context.budget.left_s < reserve_s(context, experiment.rival):
-                return Judgement(
-                    Verdict.INCONCLUSIVE, Cause.BUDGET, "the run's time ended before it was decided"
-                )
             meet(context, experiment, need, rule)
+    except OutOfTimeError:
+        reason = "the run's time ended before it was decided"
+        return Judgement(Verdict.INCONCLUSIVE, Cause.BUDGET, reason)
     except InvalidOutputError as error:
         return Judgement(Verdict.INVALID, Cause.ENGINE, str(error))
     except EngineError as error:

@@ -1,7 +1,9 @@
 """Measures what is missing and writes each result down at once, so that nothing is done twice."""
 
+from collections.abc import Callable
+
 from slipstream.evaluation.acceptance import Need, Rule
-from slipstream.evaluation.errors import EngineError
+from slipstream.evaluation.errors import EngineError, OutOfTimeError
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.prompts import Split
 from slipstream.memory.records import Experiment
@@ -14,17 +16,46 @@ def meet(context: LoopContext, experiment: Experiment, need: Need, rule: Rule) -
 
     Raises:
         EngineError: an engine failed twice in the same place.
+        OutOfTimeError: the budget but for the final verification is spent.
         StopRequested: Ctrl-C, between two measurements.
     """
+    keep_s = reserve_s(context, experiment.rival)
+
+    def check_time() -> None:
+        if context.budget.left_s < keep_s:
+            raise OutOfTimeError
+
+    check_time()
     if need.stage is not None:
-        rival = experiment.variant if need.stage is Stage.NOISE else experiment.rival
-        measure_pairs(context, experiment, rival, need.stage, rule.num_pairs(need.stage))
+        count = rule.num_pairs(need.stage)
+        measure_pairs(context, experiment, experiment.rival, need.stage, count, check_time)
     if need.split is not None:
-        measure_scores(context, experiment, need.split)
+        measure_scores(context, experiment, need.split, check_time)
+
+
+def reserve_s(context: LoopContext, champion: str) -> float:
+    """Return the seconds to keep back for `verify`, from how fast both engines were so far."""
+    start = context.memory.evidence(f"{context.run}-000").pairs
+    baseline_tps = [pair.tps_rival for pair in start if pair.stage is Stage.BASELINE]
+    own_tps = [e.tps for e in context.memory.experiments(variant=champion) if e.tps]
+    if not baseline_tps or not own_tps:
+        return 0.0
+    block_s = 1 / min(baseline_tps) + 1 / min(own_tps)
+    num_tokens = 2 * context.challenge.workload.num_tokens
+    return num_tokens * block_s * context.challenge.acceptance.confirm_pairs
+
+
+def _no_limit() -> None:
+    """Let measuring take as long as it takes."""
 
 
 def measure_pairs(
-    context: LoopContext, experiment: Experiment, rival: str, stage: Stage, count: int
+    context: LoopContext,
+    experiment: Experiment,
+    rival: str,
+    stage: Stage,
+    count: int,
+    check_time: Callable[[], None] = _no_limit,
 ) -> None:
     """Measure the pairs of a stage that memory doesn't have yet."""
     attempts = 2  # a failed process voids its pair; a second failure is the engine's
@@ -37,7 +68,11 @@ def measure_pairs(
         try:
             for pair in context.evaluator.pairs(experiment.variant, rival, stage, missing):
                 context.memory.add_pair(experiment.id, pair)
+                done.add(pair.index)
+                figures = f"{pair.tps:.1f} against {pair.tps_rival:.1f} tokens/s"
+                context.say("benchmarker", f"{len(done)}/{count}: {figures}", fleeting=True)
                 context.check_stop()
+                check_time()
         except EngineError:
             attempts -= 1
             context.evaluator.release(experiment.variant)
@@ -46,10 +81,19 @@ def measure_pairs(
                 raise
 
 
-def measure_scores(context: LoopContext, experiment: Experiment, split: Split) -> None:
+def measure_scores(
+    context: LoopContext,
+    experiment: Experiment,
+    split: Split,
+    check_time: Callable[[], None] = _no_limit,
+) -> None:
     """Score the documents of a split that memory doesn't have yet."""
     done = {score.document for score in context.memory.evidence(experiment.id).scores[split]}
     context.say("benchmarker", f"quality: {split} documents of {experiment.variant}")
     for score in context.evaluator.scores(experiment.variant, split, done):
         context.memory.add_score(experiment.id, split, score)
+        done.add(score.document)
+        progress = f"{len(done)}/{context.num_documents}: {score.document}"
+        context.say("benchmarker", progress, fleeting=True)
         context.check_stop()
+        check_time()

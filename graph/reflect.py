@@ -9,8 +9,8 @@ from langgraph.types import Command
 from slipstream.evaluation.acceptance import Cause
 
 from .context import LoopContext
+from .measuring import reserve_s
 from .state import LoopState
-from .verify import reserve_s
 
 
 def reflect(

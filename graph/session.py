@@ -21,7 +21,7 @@ from slipstream.agents.roles import Benchmarker, Coder, Planner
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError, StopRequested
 from slipstream.evaluation.evaluator import Evaluator, LocalEvaluator
-from slipstream.evaluation.hardware import Hardware, detect_hardware, read_bandwidth_gbps
+from slipstream.evaluation.hardware import detect_hardware, read_bandwidth_gbps
 from slipstream.evaluation.home import data_dir, make_dir
 from slipstream.evaluation.models import fetch_model
 from slipstream.evaluation.prompts import Split, load_prompts
@@ -40,6 +40,7 @@ from .liveness import lock_of, run_dir
 from .state import LoopState
 
 Emit = Callable[[Event], None]
+_INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Bench:
-    """Where measurements happen: model, evaluator, machine."""
+    """Where measurements happen, and on what."""
 
     evaluator: Evaluator
     shape: ModelShape
-    hardware: Hardware
-    num_documents: int
+    num_documents: int  # per split
 
 
 def offline_agents() -> Agents:
@@ -112,6 +112,81 @@ def new_run(
     return run
 
 
+@contextmanager
+def open_context(
+    run_id: str,
+    memory: Memory,
+    *,
+    emit: Emit = lambda _: None,
+    agents: Agents | None = None,
+    evaluator: Evaluator | None = None,
+    shape: ModelShape | None = None,
+) -> Iterator[LoopContext]:
+    """Make a run's context ready: model, prompts, evaluator, workshop, budget, lock.
+
+    What `resume` drives its graph with, and what the agents' nodes need in somebody else's graph.
+
+    Args:
+        agents: backends of the roles; offline ones by default.
+        evaluator: where to measure; this machine by default (then `shape` is read from the model).
+
+    Raises:
+        SlipstreamError: unknown run, a run of another machine, or one that is being worked on.
+    """
+    run = memory.run(run_id)
+    folder = make_dir(run_dir(run_id))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock_of(run_id).acquire(timeout=0))
+        except Timeout as error:
+            raise SlipstreamError(f"run {run_id} is being worked on by another process") from error
+        hardware = detect_hardware()
+        if hardware.id != run.machine:
+            raise SlipstreamError(
+                f"run {run_id} was started on {run.machine_label}; speeds from this machine "
+                "can't go into it: start a new run here"
+            )
+        challenge = Challenge.model_validate(run.rules)
+        variants = VariantStore(make_dir(data_dir() / "variants"))
+        seed = seed_tree(SEED_SETTINGS)
+        variants.add(seed)
+        memory.add_variant(
+            Variant(seed.id, None, seed.engine_id, seed.settings, run_id, run.started_at)
+        )
+        if evaluator is None or shape is None:
+            bench = _local_bench(run, challenge, variants, folder, emit)
+        else:
+            bench = _Bench(evaluator, shape, challenge.quality.documents)
+        stack.callback(bench.evaluator.close)
+        if run.bandwidth_gbps is None:
+            memory.update_run(run_id, bandwidth_gbps=read_bandwidth_gbps(hardware.num_cores))
+        workshop = Workshop(folder / "workshop.git")
+        workshop.open()
+        backends = agents or offline_agents()
+        yield LoopContext(
+            run=run_id,
+            challenge=challenge,
+            machine_id=run.machine,
+            machine=Machine(challenge.device, hardware.num_cores, hardware.has_compiler),
+            shape=bench.shape,
+            bandwidth_gbps=memory.run(run_id).bandwidth_gbps or 0.0,
+            memory=memory,
+            variants=variants,
+            workshop=workshop,
+            evaluator=bench.evaluator,
+            planner=backends.planner,
+            coder=backends.coder,
+            benchmarker=backends.benchmarker,
+            budget=Budget(run.budget_minutes, run.budget_experiments, run.spent_s),
+            seed=run.seed,
+            seed_variant=seed.id,
+            num_documents=bench.num_documents if challenge.quality.enabled else 0,
+            unsafe_local=run.unsafe,
+            emit=emit,
+            stopping=stack.enter_context(_stop_on_interrupt(emit)),
+        )
+
+
 def resume(
     run_id: str,
     memory: Memory,
@@ -123,88 +198,27 @@ def resume(
 ) -> Outcome:
     """Drive a run from where it stands to its end, or until Ctrl-C.
 
-    Args:
-        agents: backends of the roles; offline ones by default.
-        evaluator: where to measure; this machine by default (then `shape` is read from the model).
-
-    Raises:
-        SlipstreamError: unknown run, a run of another machine, or one that is being worked on.
+    Arguments and errors are those of `open_context`.
     """
     run = memory.run(run_id)
     if run.state is RunState.FINISHED:
         return _outcome(run, memory, "it was finished before")
-    folder = make_dir(run_dir(run_id))
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(lock_of(run_id).acquire(timeout=0))
-        except Timeout as error:
-            raise SlipstreamError(f"run {run_id} is being worked on by another process") from error
-        challenge = Challenge.model_validate(run.rules)
-        variants = VariantStore(make_dir(data_dir() / "variants"))
-        seed = seed_tree(SEED_SETTINGS)
-        variants.add(seed)
-        if evaluator is None or shape is None:
-            bench = _local_bench(run, challenge, variants, folder, emit)
-        else:
-            num_documents = challenge.quality.documents if challenge.quality.enabled else 0
-            bench = _Bench(evaluator, shape, detect_hardware(), num_documents)
-        stack.callback(bench.evaluator.close)
-        if bench.hardware.id != run.machine:
-            raise SlipstreamError(
-                f"run {run_id} was started on {run.machine_label}; speeds from this machine "
-                "can't go into it: start a new run here"
-            )
-        if run.bandwidth_gbps is None:
-            bandwidth = read_bandwidth_gbps(bench.hardware.num_cores)
-            memory.update_run(run_id, bandwidth_gbps=bandwidth)
-            run = memory.run(run_id)
-        memory.add_variant(
-            Variant(seed.id, None, seed.engine_id, seed.settings, run_id, run.started_at)
-        )
-        workshop = Workshop(folder / "workshop.git")
-        workshop.open()
-        backends = agents or offline_agents()
-        context = LoopContext(
-            run=run_id,
-            challenge=challenge,
-            machine_id=run.machine,
-            machine=Machine(
-                challenge.device, bench.hardware.num_cores, bench.hardware.has_compiler
-            ),
-            shape=bench.shape,
-            bandwidth_gbps=run.bandwidth_gbps or 0.0,
-            memory=memory,
-            variants=variants,
-            workshop=workshop,
-            evaluator=bench.evaluator,
-            planner=backends.planner,
-            coder=backends.coder,
-            benchmarker=backends.benchmarker,
-            budget=Budget(run.budget_minutes, run.budget_experiments, run.spent_s),
-            seed=run.seed,
-            seed_variant=seed.id,
-            num_documents=bench.num_documents,
-            unsafe_local=run.unsafe,
-            emit=emit,
-            stopping=stack.enter_context(_stop_on_interrupt(emit)),
-        )
+    stop = _INTERRUPTED
+    opened = open_context(
+        run_id, memory, emit=emit, agents=agents, evaluator=evaluator, shape=shape
+    )
+    with opened as context:
         memory.update_run(run_id, state=RunState.RUNNING)
         try:
-            stop = _drive(context, folder / "checkpoints.db")
+            stop = _drive(context, run_dir(run_id) / "checkpoints.db")
         except (StopRequested, KeyboardInterrupt):
-            stop = "interrupted"
-        except BaseException:
-            _interrupted(context)
-            raise
-        if stop == "interrupted":
-            _interrupted(context)
-        return _outcome(memory.run(run_id), memory, stop)
-
-
-def _interrupted(context: LoopContext) -> None:
-    context.memory.update_run(
-        context.run, state=RunState.INTERRUPTED, spent_s=context.budget.spent_s
-    )
+            stop = _INTERRUPTED
+        finally:
+            if stop == _INTERRUPTED:  # errors pass through here too
+                memory.update_run(
+                    run_id, state=RunState.INTERRUPTED, spent_s=context.budget.spent_s
+                )
+    return _outcome(memory.run(run_id), memory, stop)
 
 
 def _local_bench(
@@ -229,9 +243,7 @@ def _local_bench(
     )
     evaluator.prepare()
     per_split = sum(prompt.split is Split.PUBLIC for prompt in prompts)
-    enabled = challenge.quality.enabled
-    num_documents = min(challenge.quality.documents, per_split) if enabled else 0
-    return _Bench(evaluator, shape, detect_hardware(), num_documents)
+    return _Bench(evaluator, shape, min(challenge.quality.documents, per_split))
 
 
 def _drive(context: LoopContext, checkpoints: Path) -> str:

@@ -23,7 +23,7 @@ from .state import LoopState
 def survey(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     """Measure the starting point in the first round; in each, say how far the roofline is."""
     context = runtime.context
-    champion = state.champion or _start(context)
+    champion = state.champion or starting_champion(context)
     read_bytes = sum(
         bytes_per_token(context.shape, context.memory.variant(champion).settings).values()
     )
@@ -36,8 +36,14 @@ def survey(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     return {"champion": champion}
 
 
-def _start(context: LoopContext) -> str:
-    """Measure the seed engine, and the champion of earlier runs if there is one."""
+def starting_champion(context: LoopContext) -> str:
+    """Measure the seed engine, and the champion of earlier runs if there is one; return the better.
+
+    What memory has of this run's start already is not measured again.
+
+    Raises:
+        SlipstreamError: the starting engine doesn't run on this machine.
+    """
     champion = context.seed_variant
     found = recorded_champion(context.memory, context.challenge.name, context.machine_id)
     if found is not None and found.variant != champion:

@@ -35,15 +35,3 @@ def verify(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
         record_against_baseline(context, experiment)
     context.memory.update_run(state.run, state=RunState.FINISHED, spent_s=context.budget.spent_s)
     return {"done": True}
-
-
-def reserve_s(context: LoopContext, champion: str) -> float:
-    """Return the seconds to keep back for `verify`, from how fast both engines were so far."""
-    start = context.memory.evidence(f"{context.run}-000").pairs
-    baseline_tps = [pair.tps_rival for pair in start if pair.stage is Stage.BASELINE]
-    own_tps = [e.tps for e in context.memory.experiments(variant=champion) if e.tps]
-    if not baseline_tps or not own_tps:
-        return 0.0
-    block_s = 1 / min(baseline_tps) + 1 / min(own_tps)
-    num_tokens = 2 * context.challenge.workload.num_tokens
-    return num_tokens * block_s * context.challenge.acceptance.confirm_pairs

@@ -66,6 +66,7 @@ class Workshop:
             ["git", "-C", str(self.path), *arguments], input=stdin, capture_output=True, check=False
         )
         if done.returncode:
-            reason = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-            raise RuntimeError(f"git {arguments[0]} in {self.path}: {reason[-1]}")
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+            reason = next((line for line in lines if line.startswith("fatal")), lines[-1])
+            raise RuntimeError(f"git {arguments[0]} in {self.path}: {reason}")
         return done.stdout

@@ -48,7 +48,12 @@ def progress_chart(memory: Memory, run: Run) -> alt.LayerChart:
     """Return the chart; notebooks show it as it is, `save_svg` writes it to a file."""
     frame = progress_frame(memory, run)
     columns = ["number", "speedup", "verdict", "lever", "reason"]
-    frame = frame[columns] if not frame.empty else pd.DataFrame(columns=columns)
+    if frame.empty:
+        frame = pd.DataFrame(
+            [dict.fromkeys(columns)]
+        )  # a row without a dot, so that types are known
+        frame = frame.astype({"number": float, "speedup": float, "verdict": str, "lever": str})
+    frame = frame[columns]
     dots = frame.dropna(subset=["speedup"])
     steps = dots[dots["verdict"] == "kept"]
     if not steps.empty:

@@ -55,12 +55,15 @@ def leaderboard(memory: Memory, challenge: str, machine: str) -> list[Standing]:
     baseline, tier = rules[-1].rules["baseline"], rules[-1].rules["tier"]
     experiments = [e for e in memory.experiments_on(challenge, machine) if e.verdict is not None]
     variants = {variant.id: variant for variant in memory.variants()}
+    known = speedups(experiments, baseline)
+    by_variant: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        by_variant.setdefault(experiment.variant, []).append(experiment)
     standings = []
-    for name in dict.fromkeys(e.variant for e in experiments):
-        own = [e for e in experiments if e.variant == name]
+    for name, own in by_variant.items():
         races = [e for e in own if e.rival != baseline] or own
         judged = races[-1]
-        speedup = speedup_of(name, experiments, baseline)
+        speedup = known.get(name)
         interval = speedup.interval() if speedup else (None, None)
         scored = [e for e in own if e.ppl_rise is not None]
         timed = [e for e in own if e.tps is not None]
@@ -95,25 +98,37 @@ def champion(memory: Memory, challenge: str, machine: str) -> Standing | None:
     return standings[0] if standings and standings[0].verdict == Verdict.KEPT else None
 
 
-def speedup_of(variant: str, experiments: Sequence[Experiment], baseline: str) -> Estimate | None:
-    """Return the speed-up of a variant over the baseline, direct or chained; None if unknown."""
-    seen: set[str] = set()
-    total: Estimate | None = None
-    while variant not in seen:
-        seen.add(variant)
-        own = [e for e in experiments if e.variant == variant and e.estimate is not None]
-        direct = [e for e in own if e.rival == baseline]
-        # Where both exist, the verification at a run's end has more pairs than the start.
-        step = max(direct, key=lambda e: (e.num_pairs or 0, e.started_at), default=None)
-        if step is None and own:
-            step = ([e for e in own if e.cause is Cause.GAIN] or own)[-1]
-        if step is None or step.estimate is None:
-            return None
-        total = step.estimate if total is None else total + step.estimate
-        if step.rival == baseline:
-            return total
-        variant = step.rival
-    return None
+def speedups(experiments: Sequence[Experiment], baseline: str) -> dict[str, Estimate]:
+    """Return each variant's speed-up over the baseline, direct or chained, where one is known."""
+    races: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        if experiment.gain is not None:
+            races.setdefault(experiment.variant, []).append(experiment)
+    best = {variant: _best_race(own, baseline) for variant, own in races.items()}
+    found: dict[str, Estimate] = {}
+    for variant in best:
+        # Follow rivals until one whose speed-up is known, then multiply on the way back.
+        chain: list[Experiment] = []
+        name = variant
+        while name in best and name not in found and best[name] not in chain:
+            chain.append(best[name])
+            name = best[name].rival
+        total = found.get(name)
+        for race in reversed(chain):
+            if race.estimate is None or (total is None and race.rival != baseline):
+                break
+            total = race.estimate if total is None else race.estimate + total
+            found[race.variant] = total
+    return found
+
+
+def _best_race(own: list[Experiment], baseline: str) -> Experiment:
+    """Return the race that says most about a variant's speed."""
+    direct = [experiment for experiment in own if experiment.rival == baseline]
+    if direct:  # the verification at a run's end has more pairs than a start
+        return max(direct, key=lambda e: (e.num_pairs or 0, e.started_at))
+    gains = [experiment for experiment in own if experiment.cause is Cause.GAIN]
+    return (gains or own)[-1]
 
 
 def _rank(standing: Standing) -> tuple[bool, float]:

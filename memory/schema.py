@@ -1,7 +1,10 @@
 """The schema's version: migrates an older database forward, refuses a newer one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
 from sqlalchemy import Connection, inspect, text
 
 from slipstream.evaluation.errors import SlipstreamError
@@ -24,6 +27,23 @@ def bring_up_to_date(connection: Connection, url: str) -> None:
             f"memory {url}: its schema is {version}, this slipstream knows up to {HEAD}; "
             "upgrade slipstream or use another --memory"
         )
+    with _one_at_a_time(connection):
+        if _version(connection) != HEAD:
+            _migrate(connection)
+
+
+@contextmanager
+def _one_at_a_time(connection: Connection) -> Iterator[None]:
+    """Keep other processes from migrating the same database now."""
+    if connection.dialect.name == "sqlite":
+        with FileLock(f"{connection.engine.url.database}.migrating"):
+            yield
+    else:
+        connection.execute(text("SELECT pg_advisory_xact_lock(7_358_127)"))
+        yield
+
+
+def _migrate(connection: Connection) -> None:
     # Alembic is imported only when there is something to migrate: it doubles the start-up time.
     from alembic import command
     from alembic.config import Config
@@ -32,6 +52,7 @@ def bring_up_to_date(connection: Connection, url: str) -> None:
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+    connection.commit()
 
 
 def _version(connection: Connection) -> str | None:

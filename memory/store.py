@@ -4,12 +4,14 @@ Writes are insert-or-ignore on keys that the loop determines beforehand, so a no
 after a crash changes nothing. One method is one transaction; once it returns, it is on disk.
 """
 
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Self, TypeVar
 
+import sqlalchemy
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine as Database
@@ -167,14 +169,16 @@ class Memory:
         return self._experiments(col(ExperimentRow.run).in_(runs)) if runs else []
 
     def _experiments(self, *conditions: Any) -> list[Experiment]:
+        # Plain columns: this is the query that planning waits for, and rows as objects cost thrice.
         query = (
-            select(ExperimentRow, VerdictRow)
+            sqlalchemy.select(*_EXPERIMENT_COLUMNS)
+            .select_from(ExperimentRow)
             .join(VerdictRow, isouter=True)
             .where(*conditions)
             .order_by(col(ExperimentRow.started_at), col(ExperimentRow.id))
         )
         with self._session() as session:
-            return [_experiment(row, verdict) for row, verdict in session.exec(query)]
+            return [_experiment(row) for row in session.execute(query).mappings()]
 
     # Measurements
 
@@ -278,13 +282,13 @@ class Memory:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        with _readable(self.url), self._database.begin() as connection:
+        with _readable(self.url), self._database.connect() as connection:
             yield connection
 
 
 def default_url() -> str:
-    """Return the URL of the memory in the user's data folder."""
-    return f"sqlite:///{make_dir(data_dir())}/memory.db"
+    """Return `SLIPSTREAM_MEMORY`, or the URL of the memory in the user's data folder."""
+    return os.environ.get("SLIPSTREAM_MEMORY") or f"sqlite:///{make_dir(data_dir())}/memory.db"
 
 
 def open_memory(url: str | None = None) -> Memory:
@@ -344,12 +348,15 @@ def _run(row: RunRow) -> Run:
     return Run(**{**row.model_dump(), "state": RunState(row.state)})
 
 
-def _experiment(row: ExperimentRow, verdict: VerdictRow | None) -> Experiment:
-    if verdict is None:
-        return Experiment(**row.model_dump())
-    decided = verdict.model_dump(exclude={"experiment"})
-    decided["verdict"], decided["cause"] = Verdict(verdict.verdict), Cause(verdict.cause)
-    return Experiment(**row.model_dump(), **decided)
+_VERDICT_COLUMNS = [c for c in SQLModel.metadata.tables["verdicts"].columns if not c.primary_key]
+_EXPERIMENT_COLUMNS = [*SQLModel.metadata.tables["experiments"].columns, *_VERDICT_COLUMNS]
+
+
+def _experiment(row: Mapping[Any, Any]) -> Experiment:
+    if row["verdict"] is None:
+        return Experiment(**{**row, "reason": ""})
+    decided = {"verdict": Verdict(row["verdict"]), "cause": Cause(row["cause"])}
+    return Experiment(**{**row, **decided})
 
 
 def latest_run(runs: Sequence[Run]) -> Run:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from slipstream.agents.roles import Benchmarker, Briefing, Coder, Planner, Proposal
     from slipstream.graph.build import build_graph
     from slipstream.graph.embedding import benchmarker_node, coder_node, planner_node
+    from slipstream.graph.session import new_run, open_context, resume
     from slipstream.memory.store import Memory, open_memory
 
 __version__ = "0.1.0"
@@ -25,8 +26,11 @@ _HOMES = {
     "benchmarker_node": "graph.embedding",
     "build_graph": "graph.build",
     "coder_node": "graph.embedding",
+    "new_run": "graph.session",
+    "open_context": "graph.session",
     "open_memory": "memory.store",
     "planner_node": "graph.embedding",
+    "resume": "graph.session",
 }
 
 __all__ = [
@@ -39,8 +43,11 @@ __all__ = [
     "benchmarker_node",
     "build_graph",
     "coder_node",
+    "new_run",
+    "open_context",
     "open_memory",
     "planner_node",
+    "resume",
 ]
 
 

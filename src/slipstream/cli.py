@@ -30,6 +30,8 @@ model_app = typer.Typer(no_args_is_help=True, help="Models by URI.")
 app.add_typer(model_app, name="model")
 out = Console(soft_wrap=True)
 
+# What a progress line left behind, on a terminal.
+_ERASE_REST = " " * 20 if out.is_terminal else ""
 DEFAULT_CHALLENGE = "smollm2-cpu"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
@@ -165,7 +167,7 @@ def diff(first: str, second: str, memory: MemoryUrl = None, as_json: AsJson = Fa
 @app.command()
 def bench(
     variant: str,
-    against: Annotated[str, typer.Option(help="A variant, or transformers-bf16.")] = "transformers-bf16",
+    against: Annotated[str, typer.Option(help="A variant, `seed`, or transformers-bf16.")] = "transformers-bf16",
     challenge: Annotated[str, typer.Option(help="Whose workload.")] = DEFAULT_CHALLENGE,
     pairs: Annotated[int, typer.Option(min=2, help="Interleaved ABBA pairs.")] = 8,
     memory: MemoryUrl = None,
@@ -415,11 +417,16 @@ def _print_json(value: Any) -> None:
 def _print_event(event: "Event") -> None:
     colour = {"planner": "cyan", "coder": "magenta", "judge": "yellow", "reflect": "blue"}
     style = colour.get(event.agent, "dim")
-    out.print(f"[{style}]{event.agent:>11}[/] {escape(event.text)}", highlight=False)
+    line = f"[{style}]{event.agent:>11}[/] {escape(event.text)}"
+    if not event.fleeting:
+        out.print(f"{line}{_ERASE_REST}", highlight=False)
+    elif out.is_terminal:  # progress overwrites itself
+        out.print(f"{line}{_ERASE_REST}", highlight=False, end="\r")
 
 
 def _print_event_json(event: "Event") -> None:
-    print(json.dumps({"agent": event.agent, "text": event.text}), flush=True)
+    row = {"agent": event.agent, "text": event.text, "fleeting": event.fleeting}
+    print(json.dumps(row), flush=True)
 
 
 def _say_plainly(text: str) -> None:

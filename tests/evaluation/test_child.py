@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines import write_engine
+from tiny_engines import write_engine
 
 from slipstream.evaluation.child import ChildEngine
 from slipstream.evaluation.errors import EngineFailedError, InvalidOutputError

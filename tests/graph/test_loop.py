@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Loop
+from loops import Loop
 
 from slipstream.agents.offline_benchmarker import OfflineBenchmarker
 from slipstream.agents.offline_coder import OfflineCoder

