@@ -44,10 +44,11 @@ class OfflinePlanner:
         """Return up to `count` proposals on the champion; none when nothing is left to try."""
         study = self._updated_study(briefing)
         tried = {_key(trial.settings) for trial in briefing.trials}
+        tried |= {_key(settings) for settings in briefing.planned}
         tried.add(_key(briefing.champion_settings))
         proposals: list[Proposal] = []
         while len(proposals) < count:
-            index = briefing.num_planned + len(proposals)
+            index = len(briefing.planned) + len(proposals)
             explore = index % EXPLORE_EVERY == EXPLORE_EVERY - 1
             move = self._choose(study, briefing, tried, explore=explore)
             if move is None:

@@ -37,7 +37,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Briefing:
-    """Everything that a planner may look at."""
+    """Everything that a planner may look at.
+
+    Attributes:
+        trials: every judged experiment on this engine, challenge and machine, of any run.
+        planned: settings of this run's hypotheses so far, judged or refused on the way.
+    """
 
     challenge: str
     shape: ModelShape
@@ -47,7 +52,7 @@ class Briefing:
     champion_settings: dict[str, str]
     champion_tps: float
     trials: tuple[Trial, ...]
-    num_planned: int
+    planned: tuple[dict[str, str], ...]
     seed: int
 
 

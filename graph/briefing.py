@@ -50,6 +50,6 @@ def brief(context: LoopContext, champion: str) -> Briefing:
         champion_settings={**SEED_SETTINGS, **variants[champion].settings},
         champion_tps=tps.get(champion) or 1.0,
         trials=tuple(trials),
-        num_planned=len(memory.hypotheses(context.run)),
+        planned=tuple(h.settings for h in memory.hypotheses(context.run)),
         seed=context.seed,
     )

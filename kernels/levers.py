@@ -75,8 +75,8 @@ class Lever:
             return f"{self.name}={value}: not one of {', '.join(self.values)}"
         if self.name == "threads" and value != "all" and int(value) > machine.num_cores:
             return f"threads={value}: this machine has {machine.num_cores} cores"
-        if self.name == "compile" and value != "off" and not machine.has_compiler:
-            return f"compile={value}: needs a C++ compiler (apt-get install g++)"
+        if self.name in ("compile", "glue") and value != self.default and not machine.has_compiler:
+            return f"{self.name}={value}: needs a compiler (apt-get install g++)"
         if value.startswith("int4-g"):
             group = int(value.removeprefix("int4-g"))
             matrices = shape.matrices.items() if self.name == "weights" else ()
@@ -134,6 +134,15 @@ CATALOGUE: dict[str, Lever] = {
             Risk.NONE,
         ),
         Lever(
+            "glue",
+            ("torch", "c"),
+            "do everything between the matrix products of a token in compiled C",
+            Risk.NONE,
+            needs="a C compiler; a Llama model, fuse=qkv+gate-up, cache=static, dtype=bfloat16",
+            ops_saved=(0.0, 10.0),
+            load_s=1.0,
+        ),
+        Lever(
             "compile",
             ("off", "layer"),
             "fuse the small operations of a layer with torch.compile",
@@ -167,8 +176,15 @@ CATALOGUE: dict[str, Lever] = {
 SEED_SETTINGS: dict[str, str] = {lever.name: lever.default for lever in CATALOGUE.values()}
 
 
+GLUE_NEEDS = {"dtype": "bfloat16", "cache": "static", "fuse": "qkv+gate-up"}
+
+
 def refusal(shape: ModelShape, settings: dict[str, str], machine: Machine) -> str | None:
     """Return why these settings can't work on this model and machine, or None."""
+    if settings.get("glue") == "c":
+        for name, value in GLUE_NEEDS.items():
+            if settings.get(name) != value:
+                return f"glue=c: needs {name}={value}, not {settings.get(name)}"
     for name, value in settings.items():
         if name not in CATALOGUE:
             return f"lever {name!r}: not one of {', '.join(CATALOGUE)}"

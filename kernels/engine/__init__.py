@@ -9,6 +9,7 @@ a file:
     norm.py  rope.py  mlp.py  attention.py  cache.py
     llama.py  gemma3.py                            one decoder layer of each family
     model.py     embeddings → layers → head        draft.py    prompt lookup
+    glue.c  glue.py                                one token's step, with C between the matrices
     engine.py    the two doors: `generate`, and `begin`/`reveal`
 """
 

@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fuse": ("none", "qkv", "qkv+gate-up"),
     "weights": ("dense", "int8", "int4-g32", "int4-g64", "int4-g128", "int4-g256"),
     "head": ("dense", "int8", "int4-g32", "int4-g64", "int4-g128"),
+    "glue": ("torch", "c"),
     "compile": ("off", "layer"),
     "draft": ("off", "lookup-2", "lookup-4", "lookup-7", "lookup-adaptive"),
 }
@@ -35,6 +36,7 @@ class Levers:
     fuse: str = "none"
     weights: str = "dense"
     head: str = "dense"
+    glue: str = "torch"
     compile: str = "off"
     draft: str = "off"
 

@@ -1,16 +1,18 @@
 """Token ids to logits: embedding, layers around their caches, head."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from .attention import attend
-from .cache import make_caches
+from .cache import StaticCache, make_caches
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .gemma3 import Gemma3Layer
+from .glue import Glue, check_glue
 from .levers import Levers
 from .linear import make_linear
 from .llama import LlamaLayer
@@ -40,6 +42,11 @@ class Model:
             rope: RotaryTable(rope, config.head_dim, max_context, ckpt.dtype)
             for rope in dict.fromkeys(config.ropes)
         }
+        self.glue: Glue | None = None
+        if levers.glue == "c":
+            check_glue(config, levers)
+            llamas = [layer for layer in self.layers if isinstance(layer, LlamaLayer)]
+            self.glue = Glue(config, llamas, self.norm, max_context)
         self._halves = [(layer.before_attention, layer.after_attention) for layer in self.layers]
         # Only single-token steps are compiled: a prompt's length would be a shape of its own.
         self._step_halves = (
@@ -76,6 +83,12 @@ class Model:
         x = F.embedding(torch.tensor(tokens), self.embedding)
         if self.embedding_scale is not None:
             x = x * self.embedding_scale
+        if count == 1 and self.glue is not None:
+            table = self.tables[config.ropes[0]]
+            caches = cast("list[StaticCache]", self.caches)  # checked when the glue was made
+            logits = self.glue.step(x, self.length, table, caches, self.head)
+            self.length += 1
+            return logits
         angles = {rope: table.at(self.length, count) for rope, table in self.tables.items()}
         for index, (before, after) in enumerate(self._step_halves if count == 1 else self._halves):
             queries_keys, values = before(x, *angles[config.ropes[index]])

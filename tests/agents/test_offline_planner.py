@@ -13,7 +13,7 @@ from slipstream.kernels.levers import SEED_SETTINGS, Machine, refusal
 
 SMOLLM2 = ModelShape(576, 1536, 30, 9, 3, 64, 49152)
 LAPTOP = Machine("cpu", 2, has_compiler=True)
-FRESH = Briefing("c", SMOLLM2, LAPTOP, 28.0, "seed", SEED_SETTINGS, 50.0, (), 0, 1)
+FRESH = Briefing("c", SMOLLM2, LAPTOP, 28.0, "seed", SEED_SETTINGS, 50.0, (), (), 1)
 
 
 def trial(verdict: Verdict, cause: Cause, rival_tps: float = 50.0, **changed: str) -> Trial:
@@ -61,7 +61,7 @@ def test_lost_quality_is_not_tried_again_on_another_parent() -> None:
         trials=(lost,),
     )
     for index in range(30):
-        for proposal in OfflinePlanner().plan(replace(later, num_planned=index, seed=index), 1):
+        for proposal in OfflinePlanner().plan(replace(later, planned=({},) * index, seed=index), 1):
             assert proposal.settings["weights"] != "int4-g64"
 
 
@@ -85,7 +85,7 @@ def test_every_third_proposal_explores_a_lever_that_nobody_tried() -> None:
         trial(Verdict.REJECTED, Cause.NO_GAIN, **{name: value})
         for name, value in {"weights": "int8", "head": "int8", "fuse": "qkv"}.items()
     )
-    briefing = replace(FRESH, trials=known, num_planned=EXPLORE_EVERY - 1)
+    briefing = replace(FRESH, trials=known, planned=({"cache": "static"},) * (EXPLORE_EVERY - 1))
     assert not set(changed(first(briefing), briefing)) & {"weights", "head", "fuse"}
 
 
@@ -97,6 +97,11 @@ def test_never_proposes_the_impossible_or_the_same_twice() -> None:
     assert all(refusal(SMOLLM2, p.settings, LAPTOP) is None for p in proposals)
     harmless = {"attention", "cache", "fuse", "norm"}
     assert all(len(set(changed(p, FRESH)) - harmless) <= 2 for p in proposals)
+
+
+def test_what_this_run_planned_already_is_not_proposed_again() -> None:
+    refused = first(FRESH).settings
+    assert first(replace(FRESH, planned=(refused,))).settings != refused
 
 
 def test_same_seed_same_plan() -> None:

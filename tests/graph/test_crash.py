@@ -106,7 +106,9 @@ def test_crash_around_every_side_effect(
         number += 7  # every seventh here, at another offset on each side; the pattern covers all
         for before in (True, False):
             loop = make_loop()
-            loop.challenge = loop.challenge.model_copy(update={"name": f"c{number}{before}"})
+            loop.challenge = loop.challenge.model_copy(
+                update={"name": f"c{number}-{before}".lower()}
+            )
             run = loop.start(experiments=2, seed=5)
             with monkeypatch.context() as patch:
                 crash_at(patch, number + before, before=before)

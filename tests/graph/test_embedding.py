@@ -27,10 +27,10 @@ def test_foreign_graph_with_a_critic(loop: Loop) -> None:
     with opened as context:
 
         def critic(state: HostState) -> dict[str, Any]:
-            """Refuse every hypothesis that expects less than a tenth."""
-            expected = {h: loop.memory.hypothesis(h).predicted_gain for h in state["hypotheses"]}
-            good = tuple(h for h, gain in expected.items() if gain >= 0.1)
-            return {"hypotheses": good, "refused": [h for h in expected if h not in good]}
+            """Refuse weights in groups of 64, which it has reason to distrust."""
+            asked = {h: loop.memory.hypothesis(h).settings for h in state["hypotheses"]}
+            good = tuple(h for h, levers in asked.items() if levers["weights"] != "int4-g64")
+            return {"hypotheses": good, "refused": [h for h in asked if h not in good]}
 
         host = StateGraph(HostState)
         host.add_node("plan", planner_node(context))
