@@ -6,6 +6,7 @@ disturb another. Every third proposal goes to exploration: a lever that nobody h
 Optuna's TPE sampler makes of all trials so far, with PPL as a constraint.
 """
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ from .roofline import Prediction, predict
 
 EXPLORE_EVERY = 3
 REOPEN_SPEEDUP = 1.5  # a move without gain is worth another try once the rest got this much faster
-_TRIES = 20
+_TRIES = 3
+_DRAWS = 300
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -65,7 +67,7 @@ class OfflinePlanner:
         return proposals
 
     def _choose(
-        self, study: optuna.Study, briefing: Briefing, tried: set[str], *, explore: bool
+        self, study: optuna.Study, briefing: Briefing, tried: set[tuple[str, ...]], *, explore: bool
     ) -> _Move | None:
         moves = sorted(_moves(briefing, tried), key=lambda m: m.prediction.gain, reverse=True)
         promising = [move for move in moves if move.prediction.gain > 0]
@@ -74,13 +76,17 @@ class OfflinePlanner:
             promising = sorted([*promising, bundle], key=lambda m: m.prediction.gain, reverse=True)
         if explore or not promising:
             known = {name for trial in briefing.trials for name in trial.changed}
-            unexplored = [move for move in moves if not known & set(move.changed)]
-            sampled = self._sample(study, briefing, tried)
             # A lever that nobody has touched comes before a new mixture of known ones.
-            return next(iter(unexplored), None) or sampled or next(iter(moves), None)
+            for move in moves:
+                if not known & set(move.changed):
+                    return move
+            sampled = self._sample(study, briefing, tried) or _mixture(briefing, tried)
+            return sampled or next(iter(moves), None)
         return promising[0]
 
-    def _sample(self, study: optuna.Study, briefing: Briefing, tried: set[str]) -> _Move | None:
+    def _sample(
+        self, study: optuna.Study, briefing: Briefing, tried: set[tuple[str, ...]]
+    ) -> _Move | None:
         """Ask TPE; of what it changes, pull two levers at most, so that a finding can name them."""
         for _ in range(_TRIES):
             trial = study.ask(_distributions())
@@ -111,7 +117,7 @@ class OfflinePlanner:
         return self._study
 
 
-def _moves(briefing: Briefing, tried: set[str]) -> Iterator[_Move]:
+def _moves(briefing: Briefing, tried: set[tuple[str, ...]]) -> Iterator[_Move]:
     """Yield every change of one lever that is possible, new and not known to be useless."""
     for name, lever in CATALOGUE.items():
         for value in lever.values:
@@ -120,6 +126,21 @@ def _moves(briefing: Briefing, tried: set[str]) -> Iterator[_Move]:
             move = _move(briefing, {name: value})
             if _key(move.settings) not in tried and _allowed(move, briefing):
                 yield move
+
+
+def _mixture(briefing: Briefing, tried: set[tuple[str, ...]]) -> _Move | None:
+    """Draw two levers at random: what is left when TPE only repeats what it knows."""
+    rng = random.Random(f"{briefing.seed}-{len(briefing.planned)}")
+    for _ in range(_DRAWS):
+        levers = rng.sample(sorted(CATALOGUE), 2)
+        changed = {name: rng.choice(CATALOGUE[name].values) for name in levers}
+        settings = {**briefing.champion_settings, **changed}
+        if _key(settings) not in tried:
+            new = {k: v for k, v in changed.items() if v != briefing.champion_settings[k]}
+            move = _move(briefing, new)
+            if _allowed(move, briefing):
+                return move
+    return None
 
 
 def _bundle(briefing: Briefing, moves: list[_Move]) -> _Move | None:
@@ -185,5 +206,5 @@ def _frozen(trial: Trial) -> optuna.trial.FrozenTrial:
     )
 
 
-def _key(settings: dict[str, str]) -> str:
-    return str(sorted({**SEED_SETTINGS, **settings}.items()))
+def _key(settings: dict[str, str]) -> tuple[str, ...]:
+    return tuple(settings.get(name, default) for name, default in SEED_SETTINGS.items())

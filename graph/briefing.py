@@ -1,16 +1,18 @@
 """Puts together what a planner may look at, from memory."""
 
 import math
+from collections.abc import Sequence
 
 from slipstream.agents.roles import Briefing, Trial
 from slipstream.evaluation.gates import GATES
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.memory.leaderboard import speedups
+from slipstream.memory.records import Hypothesis
 
 from .context import LoopContext
 
 
-def brief(context: LoopContext, champion: str) -> Briefing:
+def brief(context: LoopContext, champion: str, planned: Sequence[Hypothesis]) -> Briefing:
     """Return the planner's briefing on the champion and on every trial of the same engine."""
     memory = context.memory
     experiments = memory.experiments_on(context.challenge.name, context.machine_id)
@@ -50,6 +52,6 @@ def brief(context: LoopContext, champion: str) -> Briefing:
         champion_settings={**SEED_SETTINGS, **variants[champion].settings},
         champion_tps=tps.get(champion) or 1.0,
         trials=tuple(trials),
-        planned=tuple(h.settings for h in memory.hypotheses(context.run)),
+        planned=tuple(hypothesis.settings for hypothesis in planned),
         seed=context.seed,
     )

@@ -81,6 +81,7 @@ class LoopContext:
     max_repairs: int = 2
     unsafe_local: bool = False
     emit: Callable[[Event], None] = lambda _: None
+    workshop_lock: threading.Lock = field(default_factory=threading.Lock)  # coders are parallel
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def rule(self) -> Rule:

@@ -66,7 +66,8 @@ def _keep(tree: Tree, hypothesis: Hypothesis, context: LoopContext) -> None:
         f"{hypothesis.id}: {hypothesis.lever}\n\n{hypothesis.mechanism}\n"
         f"Predicted: {hypothesis.predicted_gain:+.1%}\n"
     )
-    context.workshop.commit(tree, hypothesis.parent, message, int(now))
+    with context.workshop_lock:
+        context.workshop.commit(tree, hypothesis.parent, message, int(now))
     context.memory.add_variant(
         Variant(tree.id, hypothesis.parent, tree.engine_id, tree.settings, context.run, now)
     )

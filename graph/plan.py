@@ -29,27 +29,27 @@ def plan(
 def write_hypotheses(run: str, round_: int, champion: str, context: LoopContext) -> dict[str, Any]:
     """Return this round's hypotheses; the ones on record if the round was planned before."""
     memory = context.memory
-    hypotheses = memory.hypotheses(run, round_)
+    known = memory.hypotheses(run)
+    hypotheses = [hypothesis for hypothesis in known if hypothesis.round == round_]
     if not hypotheses:
-        earlier = len(memory.hypotheses(run))
-        count = min(context.batch, context.budget.experiments - earlier)
-        proposals = context.planner.plan(brief(context, champion), count)
-        for offset, proposal in enumerate(proposals):
-            memory.add_hypothesis(
-                Hypothesis(
-                    id=f"{run}-{earlier + offset + 1:03d}",
-                    run=run,
-                    round=round_,
-                    agent=context.planner.name,
-                    parent=champion,
-                    lever=proposal.lever,
-                    settings=proposal.settings,
-                    mechanism=proposal.mechanism,
-                    predicted_gain=proposal.predicted_gain,
-                    created_at=time.time(),
-                )
+        count = min(context.batch, context.budget.experiments - len(known))
+        proposals = context.planner.plan(brief(context, champion, known), count)
+        hypotheses = [
+            Hypothesis(
+                id=f"{run}-{len(known) + offset:03d}",
+                run=run,
+                round=round_,
+                agent=context.planner.name,
+                parent=champion,
+                lever=proposal.lever,
+                settings=proposal.settings,
+                mechanism=proposal.mechanism,
+                predicted_gain=proposal.predicted_gain,
+                created_at=time.time(),
             )
-        hypotheses = memory.hypotheses(run, round_)
+            for offset, proposal in enumerate(proposals, start=1)
+        ]
+        memory.add_hypotheses(hypotheses)
     for hypothesis in hypotheses:
         change = describe_change(hypothesis.settings, memory.variant(champion).settings)
         context.say(

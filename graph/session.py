@@ -162,6 +162,7 @@ def open_context(
             memory.update_run(run_id, bandwidth_gbps=read_bandwidth_gbps(hardware.num_cores))
         workshop = Workshop(folder / "workshop.git")
         workshop.open()
+        stack.callback(workshop.close)
         backends = agents or offline_agents()
         yield LoopContext(
             run=run_id,

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 SEED_ENGINE = Path(__file__).resolve().parent / "engine"
@@ -21,12 +22,12 @@ class Tree:
 
     files: dict[str, bytes]
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The variant's name: a hash of paths and contents."""
         return _digest(self.files)
 
-    @property
+    @cached_property
     def engine_id(self) -> str:
         """A hash of the source alone: equal for variants that differ in levers only."""
         return _digest({p: c for p, c in self.files.items() if p != "levers.json"})
@@ -107,10 +108,10 @@ class VariantStore:
         self.root.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
         try:
+            for folder in {(staging / name).parent for name in tree.files}:
+                folder.mkdir(parents=True, exist_ok=True)
             for name, content in tree.files.items():
-                path = staging / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
+                (staging / name).write_bytes(content)
             staging.chmod(0o755)
             try:
                 os.rename(staging, target)  # noqa: PTH104  (Path.rename would hide the race)

@@ -58,25 +58,24 @@ def test_workshop_log_is_the_lineage(tmp_path: Path) -> None:
     workshop.commit(grandchild, child.id, "x-002: fuse", 1_000_000_002)
     workshop.commit(grandchild, child.id, "x-002: fuse", 1_000_000_009)  # again: nothing changes
     workshop.promote(grandchild.id)
-    log = subprocess.run(
-        ["git", "-C", str(workshop.path), "log", "--format=%s", "champion"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split("\n")[:-1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(workshop.path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    log = git("log", "--format=%s", "champion").split("\n")[:-1]
     assert log == ["x-002: fuse", "x-001: cache", "seed"]
-    assert '+  "cache": "static"' in workshop.diff(seed.id, child.id)
-    tree = subprocess.run(
-        ["git", "-C", str(workshop.path), "ls-tree", "-r", "--name-only", "champion"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
+    diff = git("diff", f"variant/{seed.id}", f"variant/{child.id}")
+    assert '+  "cache": "static"' in diff
+    git("fsck", "--strict")
+    tree = git("ls-tree", "-r", "--name-only", "champion").split()
     assert set(tree) == set(seed.files)
 
 
-def test_git_failure_is_one_line(tmp_path: Path) -> None:
+def test_parent_must_have_been_committed(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path / "w.git")
     workshop.open()
-    with pytest.raises(RuntimeError, match=r"^git diff in .*w\.git: .*variant/a"):
-        workshop.diff("a", "b")
+    with pytest.raises(KeyError):
+        workshop.commit(seed_tree({"fuse": "qkv"}), "never", "an orphan", 1)
+    with pytest.raises(RuntimeError, match=r"w\.git is not open"):
+        Workshop(tmp_path / "w.git").promote("x")

@@ -56,11 +56,10 @@ def _add(
     hypothesis = None
     if parent is not None:
         hypothesis = name
-        store.add_hypothesis(
-            Hypothesis(
-                name, "r1", number, "p", parent, "cache", {"cache": variant}, "why", 0.1, number
-            )
+        why = Hypothesis(
+            name, "r1", number, "p", parent, "cache", {"cache": variant}, "why", 0.1, number
         )
+        store.add_hypotheses([why])
     store.add_experiment(Experiment(name, "r1", hypothesis, variant, rival, number))
     finding = Finding(name, "cache", variant, 0.1, "m", "o", False, number) if hypothesis else None
     store.record(name, judgement, finding, float(number))

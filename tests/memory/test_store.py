@@ -52,7 +52,7 @@ def memory(tmp_path: Path) -> Memory:
     store.add_run(RUN)
     store.add_variant(SEED)
     store.add_variant(CHILD)
-    store.add_hypothesis(HYPOTHESIS)
+    store.add_hypotheses([HYPOTHESIS])
     store.add_experiment(EXPERIMENT)
     return store
 
@@ -60,8 +60,8 @@ def memory(tmp_path: Path) -> Memory:
 def test_everything_comes_back_as_it_went_in(memory: Memory) -> None:
     assert memory.run("r1") == RUN
     assert memory.variants() == [SEED, CHILD]
-    assert memory.hypotheses("r1", 0) == [HYPOTHESIS]
-    assert memory.hypotheses("r1", 1) == []
+    assert memory.hypotheses("r1") == [HYPOTHESIS]
+    assert memory.hypotheses("r2") == []
     assert memory.experiment("r1-001") == EXPERIMENT
     memory.record("r1-001", KEPT, FINDING, 9.0)
     found = memory.experiment("r1-001")
@@ -131,7 +131,7 @@ def test_killed_writer_loses_nothing_acknowledged(tmp_path: Path) -> None:
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_store import *
 memory = open_memory({url!r})
-memory.add_run(RUN); memory.add_variant(CHILD); memory.add_hypothesis(HYPOTHESIS)
+memory.add_run(RUN); memory.add_variant(CHILD); memory.add_hypotheses([HYPOTHESIS])
 memory.add_experiment(EXPERIMENT)
 for index in range(100_000):
     memory.add_pair("r1-001", Pair(Stage.TEST, index, "p", "ABBA", 10.0, 9.0))
@@ -155,7 +155,7 @@ def test_many_processes_write_at_once(tmp_path: Path) -> None:
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_store import *
 memory = open_memory({url!r})
-memory.add_run(RUN); memory.add_variant(CHILD); memory.add_hypothesis(HYPOTHESIS)
+memory.add_run(RUN); memory.add_variant(CHILD); memory.add_hypotheses([HYPOTHESIS])
 memory.add_experiment(EXPERIMENT)
 for index in range(50):
     memory.add_pair("r1-001", Pair(Stage.TEST, index, sys.argv[1], "ABBA", 10.0, 9.0))
