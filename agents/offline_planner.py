@@ -2,7 +2,7 @@
 
 Each round it ranks moves from the champion by predicted gain: every single lever, and one bundle of
 all levers that can't touch quality, because each costs a whole experiment and none has a reason to
-disturb another. Every third proposal goes to exploration: a lever that nobody has tried, or what
+disturb another. Every fourth proposal goes to exploration: a lever that nobody has tried, or what
 Optuna's TPE sampler makes of all trials so far, with PPL as a constraint.
 """
 
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import optuna
 
 from slipstream.evaluation.acceptance import Cause, Verdict
-from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Risk, refusal
+from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Lever, Risk, refusal
 
 from .roles import Briefing, Proposal, Trial
 from .roofline import Prediction, predict
 
-EXPLORE_EVERY = 3
+EXPLORE_EVERY = 4
 REOPEN_SPEEDUP = 1.5  # a move without gain is worth another try once the rest got this much faster
 _TRIES = 3
 _DRAWS = 300
@@ -148,10 +148,21 @@ def _bundle(briefing: Briefing, moves: list[_Move]) -> _Move | None:
     changed: dict[str, str] = {}
     for move in moves:  # the best come first
         ((name, value),) = move.changed.items()
-        lever = CATALOGUE[name]
-        if lever.risk is Risk.NONE and not lever.load_s and move.prediction.gain > 0:
+        if _is_harmless(CATALOGUE[name]) and move.prediction.gain > 0:
             changed.setdefault(name, value)
+    for name, lever in CATALOGUE.items():  # what only works together with those above
+        if _is_harmless(lever) and briefing.champion_settings[name] == lever.default:
+            for value in lever.values[1:]:
+                more = _move(briefing, {**changed, name: value})
+                better = more.prediction.gain > _move(briefing, changed).prediction.gain
+                if name not in changed and better and _allowed(more, briefing):
+                    changed[name] = value
     return _move(briefing, changed) if len(changed) > 1 else None
+
+
+def _is_harmless(lever: Lever) -> bool:
+    """Whether a lever can neither touch quality nor make every start slow."""
+    return lever.risk is Risk.NONE and lever.load_s <= 5.0
 
 
 def _move(briefing: Briefing, changed: dict[str, str]) -> _Move:

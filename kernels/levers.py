@@ -156,7 +156,7 @@ CATALOGUE: dict[str, Lever] = {
             ("off", "lookup-2", "lookup-4", "lookup-7", "lookup-adaptive"),
             "guess tokens from earlier text and verify them in one pass",
             Risk.SPECULATIVE,
-            tokens_per_step=(1.0, 1.05, 1.1, 1.1, 1.15),
+            tokens_per_step=(1.0, 1.05, 1.08, 1.08, 1.1),
         ),
         Lever(
             "threads",
