@@ -9,6 +9,7 @@ Optuna's TPE sampler makes of all trials so far, with PPL as a constraint.
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import optuna
 
@@ -33,6 +34,53 @@ class _Move:
     prediction: Prediction
 
 
+@dataclass(frozen=True)
+class _Refutations:
+    """What earlier trials say against moves.
+
+    Lost quality, and an engine that fails, stay so with whatever else is pulled. A lack of gain
+    holds for the very same levers, until the champion is so much faster that what they save has
+    become a larger share.
+    """
+
+    hopeless: tuple[tuple[tuple[str, str], ...], ...]
+    gainless: dict[tuple[tuple[str, str], ...], float]  # changed levers → the rival's speed then
+
+    def speak_against(self, move: _Move, champion_tps: float) -> bool:
+        settings = move.settings
+        if any(all(settings[name] == value for name, value in bad) for bad in self.hopeless):
+            return True
+        rival_tps = self.gainless.get(_items(move.changed))
+        return rival_tps is not None and champion_tps < REOPEN_SPEEDUP * rival_tps
+
+
+def _refutations(trials: tuple[Trial, ...]) -> _Refutations:
+    hopeless: dict[tuple[tuple[str, str], ...], None] = {}
+    gainless: dict[tuple[tuple[str, str], ...], float] = {}
+    for trial in trials:
+        changed = _items(trial.changed)
+        if not changed:
+            continue
+        if trial.cause is Cause.QUALITY or trial.verdict in (Verdict.FAILED, Verdict.INVALID):
+            hopeless[changed] = None
+        elif trial.verdict is Verdict.REJECTED:
+            gainless[changed] = max(trial.rival_tps, gainless.get(changed, 0.0))
+    return _Refutations(tuple(hopeless), gainless)
+
+
+def _items(changed: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(changed.items()))
+
+
+class _Knowing(Briefing):
+    """A briefing that has thought about its trials once."""
+
+    @cached_property
+    def refutations(self) -> _Refutations:
+        """What its trials speak against."""
+        return _refutations(self.trials)
+
+
 class OfflinePlanner:
     """Satisfies `Planner`."""
 
@@ -45,6 +93,7 @@ class OfflinePlanner:
     def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
         """Return up to `count` proposals on the champion; none when nothing is left to try."""
         study = self._updated_study(briefing)
+        known = _Knowing(**vars(briefing))
         tried = {_key(trial.settings) for trial in briefing.trials}
         tried |= {_key(settings) for settings in briefing.planned}
         tried.add(_key(briefing.champion_settings))
@@ -52,7 +101,7 @@ class OfflinePlanner:
         while len(proposals) < count:
             index = len(briefing.planned) + len(proposals)
             explore = index % EXPLORE_EVERY == EXPLORE_EVERY - 1
-            move = self._choose(study, briefing, tried, explore=explore)
+            move = self._choose(study, known, tried, explore=explore)
             if move is None:
                 break
             tried.add(_key(move.settings))
@@ -67,7 +116,7 @@ class OfflinePlanner:
         return proposals
 
     def _choose(
-        self, study: optuna.Study, briefing: Briefing, tried: set[tuple[str, ...]], *, explore: bool
+        self, study: optuna.Study, briefing: _Knowing, tried: set[tuple[str, ...]], *, explore: bool
     ) -> _Move | None:
         moves = sorted(_moves(briefing, tried), key=lambda m: m.prediction.gain, reverse=True)
         promising = [move for move in moves if move.prediction.gain > 0]
@@ -85,7 +134,7 @@ class OfflinePlanner:
         return promising[0]
 
     def _sample(
-        self, study: optuna.Study, briefing: Briefing, tried: set[tuple[str, ...]]
+        self, study: optuna.Study, briefing: _Knowing, tried: set[tuple[str, ...]]
     ) -> _Move | None:
         """Ask TPE; of what it changes, pull two levers at most, so that a finding can name them."""
         for _ in range(_TRIES):
@@ -117,7 +166,7 @@ class OfflinePlanner:
         return self._study
 
 
-def _moves(briefing: Briefing, tried: set[tuple[str, ...]]) -> Iterator[_Move]:
+def _moves(briefing: _Knowing, tried: set[tuple[str, ...]]) -> Iterator[_Move]:
     """Yield every change of one lever that is possible, new and not known to be useless."""
     for name, lever in CATALOGUE.items():
         for value in lever.values:
@@ -128,11 +177,11 @@ def _moves(briefing: Briefing, tried: set[tuple[str, ...]]) -> Iterator[_Move]:
                 yield move
 
 
-def _mixture(briefing: Briefing, tried: set[tuple[str, ...]]) -> _Move | None:
-    """Draw two levers at random: what is left when TPE only repeats what it knows."""
+def _mixture(briefing: _Knowing, tried: set[tuple[str, ...]]) -> _Move | None:
+    """Draw a few levers at random: what is left when TPE only repeats what it knows."""
     rng = random.Random(f"{briefing.seed}-{len(briefing.planned)}")
-    for _ in range(_DRAWS):
-        levers = rng.sample(sorted(CATALOGUE), 2)
+    for draw in range(_DRAWS):
+        levers = rng.sample(sorted(CATALOGUE), 2 + 3 * draw // _DRAWS)  # then three, then four
         changed = {name: rng.choice(CATALOGUE[name].values) for name in levers}
         settings = {**briefing.champion_settings, **changed}
         if _key(settings) not in tried:
@@ -143,7 +192,7 @@ def _mixture(briefing: Briefing, tried: set[tuple[str, ...]]) -> _Move | None:
     return None
 
 
-def _bundle(briefing: Briefing, moves: list[_Move]) -> _Move | None:
+def _bundle(briefing: _Knowing, moves: list[_Move]) -> _Move | None:
     """Return the best harmless value of each harmless lever in one move, if that is a move."""
     changed: dict[str, str] = {}
     for move in moves:  # the best come first
@@ -165,7 +214,7 @@ def _is_harmless(lever: Lever) -> bool:
     return lever.risk is Risk.NONE and lever.load_s <= 5.0
 
 
-def _move(briefing: Briefing, changed: dict[str, str]) -> _Move:
+def _move(briefing: _Knowing, changed: dict[str, str]) -> _Move:
     settings = {**briefing.champion_settings, **changed}
     prediction = predict(
         briefing.shape,
@@ -178,24 +227,10 @@ def _move(briefing: Briefing, changed: dict[str, str]) -> _Move:
     return _Move(settings, changed, prediction)
 
 
-def _allowed(move: _Move, briefing: Briefing) -> bool:
+def _allowed(move: _Move, briefing: _Knowing) -> bool:
     if refusal(briefing.shape, move.settings, briefing.machine):
         return False
-    return not any(_refutes(trial, move, briefing) for trial in briefing.trials)
-
-
-def _refutes(trial: Trial, move: _Move, briefing: Briefing) -> bool:
-    """Whether an earlier trial of these very lever values speaks against the move.
-
-    Lost quality stays lost. A lack of gain holds until the champion is so much faster that what
-    the move saves has become a larger share.
-    """
-    if trial.changed.items() - move.settings.items():
-        return False
-    if trial.cause is Cause.QUALITY or trial.verdict in (Verdict.FAILED, Verdict.INVALID):
-        return True
-    no_gain = trial.verdict is Verdict.REJECTED and trial.changed == move.changed
-    return no_gain and briefing.champion_tps < REOPEN_SPEEDUP * trial.rival_tps
+    return not briefing.refutations.speak_against(move, briefing.champion_tps)
 
 
 def _distributions() -> dict[str, optuna.distributions.BaseDistribution]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 model_app = typer.Typer(no_args_is_help=True, help="Models by URI.")
 app.add_typer(model_app, name="model")
-out = Console(soft_wrap=True)
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 # What a progress line left behind, on a terminal.
 _ERASE_REST = " " * 20 if out.is_terminal else ""
@@ -365,8 +365,9 @@ def _details(store: "Memory", item: str) -> dict[str, Any]:
 
 def _standings_table(standings: "list[Standing]") -> Table:
     table = Table(title="leaderboard", title_justify="left", box=None)
-    for column in ("variant", "verdict", "tokens/s", "speed-up", "95 % interval", "PPL", "levers"):
-        table.add_column(column, overflow="fold")
+    for column in ("variant", "verdict", "tokens/s", "speed-up", "95 % interval", "PPL"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("levers", overflow="fold")
     colours = {"kept": "green", "rejected": "red"}
     for s in standings:
         levers = _levers(s)
