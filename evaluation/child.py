@@ -24,6 +24,7 @@ _WORKER = Path(__file__).resolve().with_name("worker.py")
 _LOAD_TIMEOUT_S = 300.0
 _SECONDS_PER_TOKEN = 2.0  # far slower than anything worth measuring
 _LOG_TAIL = 2000
+_ENDED = "the engine's process ended"
 
 
 class ChildEngine:
@@ -94,7 +95,10 @@ class ChildEngine:
             send_frame(self._sock, request)
             return receive_frame(self._sock, timeout_s)
         except (EngineFailedError, OSError) as error:
-            reason = "the engine's process ended" if isinstance(error, OSError) else str(error)
+            reason = _ENDED if isinstance(error, OSError) else str(error)
+            if reason == _ENDED:  # its socket closes a moment before its exit status is known
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(timeout=1.0)
             raise EngineFailedError(f"{reason}{self._last_words()}") from error
 
     def _last_words(self) -> str:

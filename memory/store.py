@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, Self, TypeVar
 
 import sqlalchemy
@@ -106,15 +106,16 @@ class Memory:
         Raises:
             SlipstreamError: none, or several.
         """
-        with self._session() as session:
-            query = select(VariantRow).where(
-                col(VariantRow.id).startswith(variant, autoescape=True)
-            )
-            rows = session.exec(query.limit(2)).all()
+        columns = SQLModel.metadata.tables["variants"].columns
+        query = sqlalchemy.select(*columns)
+        begins = columns["id"].startswith(variant, autoescape=True)
+        with _readable(self.url), self._database.connect() as connection:
+            rows = connection.execute(query.where(columns["id"] == variant)).mappings().all()
+            rows = rows or connection.execute(query.where(begins).limit(2)).mappings().all()
         if len(rows) != 1:
             what = "several variants begin with" if rows else "unknown variant"
             raise SlipstreamError(f"{what} {variant!r}; `slipstream leaderboard` lists them")
-        return _plain(Variant, rows[0])
+        return Variant(**rows[0])
 
     def variants(self) -> list[Variant]:
         """Return all variants, oldest first."""
@@ -196,24 +197,23 @@ class Memory:
 
     def evidence(self, experiment: str) -> Evidence:
         """Return everything measured for an experiment so far, in order."""
-        with self._session() as session:
-            measured = session.exec(
-                select(MeasurementRow)
-                .where(MeasurementRow.experiment == experiment)
-                .order_by(col(MeasurementRow.stage), col(MeasurementRow.index))
-            )
-            pairs = tuple(
-                Pair(Stage(r.stage), r.index, r.prompt, r.order, r.tps, r.tps_rival)
-                for r in measured
-            )
-            scored = session.exec(select(ScoreRow).where(ScoreRow.experiment == experiment)).all()
+        pairs_query, scores_query = (
+            sqlalchemy.select(*columns).where(columns["experiment"] == experiment)
+            for columns in (_PAIR_COLUMNS, _SCORE_COLUMNS)
+        )
+        pairs_query = pairs_query.order_by(_PAIR_COLUMNS["stage"], _PAIR_COLUMNS["index"])
+        with _readable(self.url), self._database.connect() as connection:
+            measured = connection.execute(pairs_query).mappings().all()
+            scored = connection.execute(scores_query).mappings().all()
+        pairs = tuple(
+            Pair(**{name: row[name] for name in _PAIR_FIELDS} | {"stage": Stage(row["stage"])})
+            for row in measured
+        )
         scores = {
             split: tuple(
-                DocumentScore(
-                    r.document, r.num_tokens, r.nll, r.nll_reference, r.kl, r.top1_matches
-                )
-                for r in scored
-                if r.split == split
+                DocumentScore(**{name: row[name] for name in _SCORE_FIELDS})
+                for row in scored
+                if row["split"] == split
             )
             for split in Split
         }
@@ -263,10 +263,9 @@ class Memory:
     # How
 
     def _insert(self, table: type[SQLModel], *rows: dict[str, Any]) -> None:
-        with self._session() as session:
+        with _readable(self.url), self._database.begin() as connection:
             for row in rows:
-                session.exec(self._or_ignore(table, row))
-            session.commit()
+                connection.execute(self._or_ignore(table, row))
 
     def _or_ignore(self, table: type[SQLModel], values: dict[str, Any]) -> Any:
         """Build an insert that leaves an existing row of the same key as it is."""
@@ -352,6 +351,10 @@ def _run(row: RunRow) -> Run:
     return Run(**{**row.model_dump(), "state": RunState(row.state)})
 
 
+_PAIR_FIELDS = [field.name for field in fields(Pair)]
+_SCORE_FIELDS = [field.name for field in fields(DocumentScore)]
+_PAIR_COLUMNS = SQLModel.metadata.tables["measurements"].columns
+_SCORE_COLUMNS = SQLModel.metadata.tables["scores"].columns
 _VERDICT_COLUMNS = [c for c in SQLModel.metadata.tables["verdicts"].columns if not c.primary_key]
 _EXPERIMENT_COLUMNS = [*SQLModel.metadata.tables["experiments"].columns, *_VERDICT_COLUMNS]
 

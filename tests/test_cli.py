@@ -95,7 +95,7 @@ def test_disk_full(tmp_path: Path) -> None:
         (home / "ballast").write_bytes(b"x" * 120_000)
         done = cli("runs", home=home)
         assert_one_line_error(done, "full")
-        done = cli("model", "fetch", "random:tiny-llama", home=home)
+        done = cli("model", "fetch", "random:tiny-llama", "--json", home=home)
         assert_one_line_error(done, "No space left")
     finally:
         subprocess.run(["umount", str(home)], check=True)
