@@ -80,10 +80,14 @@ def _digest(files: dict[str, bytes]) -> str:
 
 
 class VariantStore:
-    """Trees on disk by name. Writing is atomic, and writing a stored tree again does nothing."""
+    """Trees on disk by name. Writing is atomic, and writing a stored tree again does nothing.
+
+    Trees are never changed, so files with the same content share their bytes (hard links).
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._written: dict[bytes, Path] = {}  # content → a stored file that holds it
 
     def path(self, variant: str) -> Path:
         """Return where the tree of `variant` lies.
@@ -111,7 +115,7 @@ class VariantStore:
             for folder in {(staging / name).parent for name in tree.files}:
                 folder.mkdir(parents=True, exist_ok=True)
             for name, content in tree.files.items():
-                (staging / name).write_bytes(content)
+                self._write(staging / name, content)
             staging.chmod(0o755)
             try:
                 os.rename(staging, target)  # noqa: PTH104  (Path.rename would hide the race)
@@ -120,4 +124,16 @@ class VariantStore:
                     raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+        self._written = {content: target / name for name, content in tree.files.items()}
         return target
+
+    def _write(self, path: Path, content: bytes) -> None:
+        twin = self._written.get(content)
+        if twin is not None:
+            try:
+                path.hardlink_to(twin)
+            except OSError:  # gone, or a file system without links
+                pass
+            else:
+                return
+        path.write_bytes(content)
