@@ -5,7 +5,6 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
-from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Experiment
 
 from .context import LoopContext
@@ -31,7 +30,7 @@ def inspect_variant(hypothesis: str, variant: str, context: LoopContext) -> Judg
         verdict = earlier.verdict or Verdict.FAILED
         reason = f"the same tree was judged in {earlier.id}: {earlier.reason}"
         return Judgement(verdict, earlier.cause or Cause.ENGINE, reason)
-    if untrusted(context.variants.read(variant), context):
+    if untrusted(context.memory.variant(variant).engine, context):
         return Judgement(
             Verdict.FAILED,
             Cause.ENGINE,
@@ -52,8 +51,8 @@ def recorded_result(variant: str, hypothesis: str, context: LoopContext) -> Expe
     return None
 
 
-def untrusted(tree: Tree, context: LoopContext) -> bool:
-    """Whether the tree's source differs from the shipped engine's and may not run here."""
+def untrusted(engine: str, context: LoopContext) -> bool:
+    """Whether a source, by its hash, differs from the shipped engine's and may not run here."""
     if context.unsafe_local:
         return False
-    return tree.engine_id != context.memory.variant(context.seed_variant).engine
+    return engine != context.memory.variant(context.seed_variant).engine

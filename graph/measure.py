@@ -8,7 +8,7 @@ from slipstream.evaluation.acceptance import Cause, Judgement, Need, Verdict, de
 from slipstream.evaluation.errors import EngineError, InvalidOutputError, OutOfTimeError
 
 from .context import LoopContext
-from .measuring import meet
+from .measuring import meet, reserve_s
 from .state import LoopState
 
 
@@ -27,10 +27,10 @@ def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
     experiment = context.memory.experiment(hypothesis)
     if experiment is None:
         raise RuntimeError(f"experiment {hypothesis} was never opened")
-    rule = context.rule()
+    rule, keep_s = context.rule(), reserve_s(context, experiment.rival)
     try:
         while isinstance(need := decide(context.memory.evidence(hypothesis), rule), Need):
-            meet(context, experiment, need, rule)
+            meet(context, experiment, need, rule, keep_s)
     except OutOfTimeError:
         reason = "the run's time ended before it was decided"
         return Judgement(Verdict.INCONCLUSIVE, Cause.BUDGET, reason)

@@ -11,15 +11,19 @@ from slipstream.memory.records import Experiment
 from .context import LoopContext
 
 
-def meet(context: LoopContext, experiment: Experiment, need: Need, rule: Rule) -> None:
+def meet(
+    context: LoopContext, experiment: Experiment, need: Need, rule: Rule, keep_s: float
+) -> None:
     """Measure what `need` asks for.
+
+    Args:
+        keep_s: seconds of the budget that stay untouched, for the final verification.
 
     Raises:
         EngineError: an engine failed twice in the same place.
         OutOfTimeError: the budget but for the final verification is spent.
         StopRequested: Ctrl-C, between two measurements.
     """
-    keep_s = reserve_s(context, experiment.rival)
 
     def check_time() -> None:
         if context.budget.left_s < keep_s:

@@ -4,41 +4,27 @@ Writes are insert-or-ignore on keys that the loop determines beforehand, so a no
 after a crash changes nothing. One method is one transaction; once it returns, it is on disk.
 """
 
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any, Self, TypeVar
 
-import sqlalchemy
-from sqlalchemy import Connection, create_engine, event
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Engine as Database
-from sqlalchemy.exc import DatabaseError, OperationalError
-from sqlmodel import Session, SQLModel, col, select
+from sqlalchemy import Connection, Executable, Select
 
 from slipstream.evaluation.acceptance import Cause, Evidence, Judgement, Verdict
 from slipstream.evaluation.errors import SlipstreamError
 from slipstream.evaluation.gates import DocumentScore
-from slipstream.evaluation.home import data_dir, make_dir
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.prompts import Split
 
+from . import queries
+from .database import connect, default_url, readable_errors
 from .records import Experiment, Finding, Hypothesis, Run, RunState, Variant
 from .schema import bring_up_to_date
-from .tables import (
-    ExperimentRow,
-    FindingRow,
-    HypothesisRow,
-    MeasurementRow,
-    RunRow,
-    ScoreRow,
-    VariantRow,
-    VerdictRow,
-)
 
-_R = TypeVar("_R")
+_Record = TypeVar("_Record", Variant, Hypothesis, Experiment)
+_Row = Mapping[Any, Any]
 
 
 class Memory:
@@ -46,8 +32,12 @@ class Memory:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._database = _connect(url)
-        with self._connection() as connection:
+        self._database = connect(url)
+        # What never changes once it is written need not be read twice.
+        self._variants: dict[str, Variant] = {}
+        self._hypotheses: dict[str, Hypothesis] = {}
+        self._decided: dict[str, Experiment] = {}
+        with self._reading() as connection:
             bring_up_to_date(connection, url)
 
     def close(self) -> None:
@@ -64,15 +54,12 @@ class Memory:
 
     def add_run(self, run: Run) -> None:
         """Record that a run begins."""
-        self._insert(RunRow, asdict(run))
+        self._insert("runs", asdict(run))
 
     def update_run(self, run: str, **changes: Any) -> None:
         """Change fields of a run (state, spent_s, delta, bandwidth_gbps)."""
-        with self._session() as session:
-            row = session.get_one(RunRow, run)
-            for name, value in changes.items():
-                setattr(row, name, value)
-            session.commit()
+        with self._writing() as connection:
+            connection.execute(queries.change_run(run, changes))
 
     def run(self, run: str) -> Run:
         """Return one run.
@@ -80,25 +67,21 @@ class Memory:
         Raises:
             SlipstreamError: no such run.
         """
-        with self._session() as session:
-            row = session.get(RunRow, run)
-            if row is None:
-                known = session.exec(select(RunRow.id).order_by(col(RunRow.started_at).desc()))
-                names = ", ".join(known.fetchmany(5)) or "none yet"
-                raise SlipstreamError(f"unknown run {run!r}; the latest runs are: {names}")
-            return _run(row)
+        rows = self._rows(queries.RUN, run=run)
+        if not rows:
+            names = ", ".join(row["id"] for row in self._rows(queries.LATEST_RUNS)) or "none yet"
+            raise SlipstreamError(f"unknown run {run!r}; the latest runs are: {names}")
+        return _run(rows[0])
 
     def runs(self) -> list[Run]:
         """Return all runs, oldest first."""
-        with self._session() as session:
-            rows = session.exec(select(RunRow).order_by(col(RunRow.started_at)))
-            return [_run(row) for row in rows]
+        return [_run(row) for row in self._rows(queries.RUNS)]
 
     # Variants and hypotheses
 
     def add_variant(self, variant: Variant) -> None:
         """Record a variant; the first record of a content hash stays."""
-        self._insert(VariantRow, asdict(variant))
+        self._insert("variants", asdict(variant))
 
     def variant(self, variant: str) -> Variant:
         """Return a variant by its name or a unique beginning of it.
@@ -106,117 +89,99 @@ class Memory:
         Raises:
             SlipstreamError: none, or several.
         """
-        columns = SQLModel.metadata.tables["variants"].columns
-        query = sqlalchemy.select(*columns)
-        begins = columns["id"].startswith(variant, autoescape=True)
-        with _readable(self.url), self._database.connect() as connection:
-            rows = connection.execute(query.where(columns["id"] == variant)).mappings().all()
-            rows = rows or connection.execute(query.where(begins).limit(2)).mappings().all()
+        if variant in self._variants:
+            return self._variants[variant]
+        rows = self._rows(queries.VARIANTS, ids=[variant])
+        rows = rows or self._rows(queries.variants_beginning_with(variant))
         if len(rows) != 1:
             what = "several variants begin with" if rows else "unknown variant"
             raise SlipstreamError(f"{what} {variant!r}; `slipstream leaderboard` lists them")
-        return Variant(**rows[0])
+        found = Variant(**rows[0])
+        return self._variants.setdefault(found.id, found)
 
     def variants(self) -> list[Variant]:
         """Return all variants, oldest first."""
-        columns = SQLModel.metadata.tables["variants"].columns
-        query = sqlalchemy.select(*columns).order_by(col(VariantRow.created_at))
-        with self._session() as session:
-            return [Variant(**row) for row in session.execute(query).mappings()]
+        ids = self._ids(queries.VARIANT_IDS)
+        return self._records(ids, self._variants, queries.VARIANTS, _variant)
 
     def add_hypotheses(self, hypotheses: Sequence[Hypothesis]) -> None:
         """Write a round's hypotheses down: all of them, or none if that fails."""
-        self._insert(HypothesisRow, *(asdict(hypothesis) for hypothesis in hypotheses))
+        self._insert("hypotheses", *(asdict(hypothesis) for hypothesis in hypotheses))
 
     def hypothesis(self, hypothesis: str) -> Hypothesis:
-        """Return one hypothesis."""
-        with self._session() as session:
-            return _plain(Hypothesis, session.get_one(HypothesisRow, hypothesis))
+        """Return one hypothesis.
+
+        Raises:
+            SlipstreamError: no such hypothesis.
+        """
+        found = self._records([hypothesis], self._hypotheses, queries.HYPOTHESES, _hypothesis)
+        if not found:
+            raise SlipstreamError(
+                f"unknown hypothesis {hypothesis!r}; `slipstream show RUN` lists them"
+            )
+        return found[0]
 
     def hypotheses(self, run: str) -> list[Hypothesis]:
         """Return the hypotheses of a run, in order."""
-        columns = SQLModel.metadata.tables["hypotheses"].columns
-        query = sqlalchemy.select(*columns).where(col(HypothesisRow.run) == run)
-        with self._session() as session:
-            rows = session.execute(query.order_by(col(HypothesisRow.id))).mappings()
-            return [Hypothesis(**row) for row in rows]
+        ids = self._ids(queries.HYPOTHESIS_IDS_OF_RUN, run=run)
+        return self._records(ids, self._hypotheses, queries.HYPOTHESES, _hypothesis)
 
     # Experiments
 
     def add_experiment(self, experiment: Experiment) -> None:
         """Record that an experiment begins."""
-        self._insert(ExperimentRow, asdict(experiment))
+        self._insert("experiments", asdict(experiment))
 
     def experiment(self, experiment: str) -> Experiment | None:
         """Return one experiment with its verdict, or None."""
-        found = self._experiments(ExperimentRow.id == experiment)
+        found = self._experiments([experiment])
         return found[0] if found else None
 
     def experiments(
         self, *, run: str | None = None, variant: str | None = None
     ) -> list[Experiment]:
-        """Return experiments with their verdicts, oldest first."""
-        conditions = [True if run is None else ExperimentRow.run == run]
-        conditions.append(True if variant is None else ExperimentRow.variant == variant)
-        return self._experiments(*(c for c in conditions if c is not True))
+        """Return experiments with their verdicts, oldest first: all, or a run's, or a variant's."""
+        if run is not None:
+            ids = self._ids(queries.EXPERIMENT_IDS_OF_RUN, run=run)
+        elif variant is not None:
+            ids = self._ids(queries.EXPERIMENT_IDS_OF_VARIANT, variant=variant)
+        else:
+            ids = self._ids(queries.ALL_EXPERIMENT_IDS)
+        return self._experiments(ids)
 
     def experiments_on(self, challenge: str, machine: str) -> list[Experiment]:
         """Return all experiments on one challenge and kind of machine, oldest first."""
-        with self._session() as session:
-            runs = session.exec(
-                select(RunRow.id).where(RunRow.challenge == challenge, RunRow.machine == machine)
-            ).all()
-        return self._experiments(col(ExperimentRow.run).in_(runs)) if runs else []
+        ids = self._ids(queries.EXPERIMENT_IDS_ON, challenge=challenge, machine=machine)
+        return self._experiments(ids)
 
-    def _experiments(self, *conditions: Any) -> list[Experiment]:
-        # Plain columns: this is the query that planning waits for, and rows as objects cost thrice.
-        query = (
-            sqlalchemy.select(*_EXPERIMENT_COLUMNS)
-            .select_from(ExperimentRow)
-            .join(VerdictRow, isouter=True)
-            .where(*conditions)
-            .order_by(col(ExperimentRow.started_at), col(ExperimentRow.id))
-        )
-        with self._session() as session:
-            return [_experiment(row) for row in session.execute(query).mappings()]
+    def _experiments(self, ids: Sequence[str]) -> list[Experiment]:
+        return self._records(ids, self._decided, queries.EXPERIMENTS, _experiment, _is_decided)
 
     # Measurements
 
     def add_pair(self, experiment: str, pair: Pair) -> None:
         """Record a measured pair; the first record of a stage's index stays."""
-        self._insert(
-            MeasurementRow, {"experiment": experiment, "measured_at": time.time(), **asdict(pair)}
-        )
+        row = {"experiment": experiment, "measured_at": time.time(), **asdict(pair)}
+        self._insert("measurements", row)
 
     def add_score(self, experiment: str, split: Split, score: DocumentScore) -> None:
         """Record a scored document; the first record stays."""
-        self._insert(
-            ScoreRow,
-            {"experiment": experiment, "split": split, "measured_at": time.time(), **asdict(score)},
-        )
+        row = {"experiment": experiment, "split": split, "measured_at": time.time()}
+        self._insert("scores", row | asdict(score))
 
     def evidence(self, experiment: str) -> Evidence:
         """Return everything measured for an experiment so far, in order."""
-        pairs_query, scores_query = (
-            sqlalchemy.select(*columns).where(columns["experiment"] == experiment)
-            for columns in (_PAIR_COLUMNS, _SCORE_COLUMNS)
-        )
-        pairs_query = pairs_query.order_by(_PAIR_COLUMNS["stage"], _PAIR_COLUMNS["index"])
-        with _readable(self.url), self._database.connect() as connection:
-            measured = connection.execute(pairs_query).mappings().all()
-            scored = connection.execute(scores_query).mappings().all()
-        pairs = tuple(
-            Pair(**{name: row[name] for name in _PAIR_FIELDS} | {"stage": Stage(row["stage"])})
-            for row in measured
-        )
-        scores = {
-            split: tuple(
-                DocumentScore(**{name: row[name] for name in _SCORE_FIELDS})
-                for row in scored
-                if row["split"] == split
+        with self._reading() as connection:
+            measured = connection.execute(queries.PAIRS, {"experiment": experiment}).mappings()
+            pairs = tuple(
+                Pair(**{name: row[name] for name in _PAIR_FIELDS} | {"stage": Stage(row["stage"])})
+                for row in measured
             )
-            for split in Split
-        }
+            scored = connection.execute(queries.SCORES, {"experiment": experiment}).mappings()
+            scores: dict[Split, tuple[DocumentScore, ...]] = dict.fromkeys(Split, ())
+            for row in scored:
+                score = DocumentScore(**{name: row[name] for name in _SCORE_FIELDS})
+                scores[Split(row["split"])] += (score,)
         return Evidence(pairs, scores)
 
     # What came out
@@ -246,48 +211,69 @@ class Memory:
             "top1": quality.top1 if quality else None,
             "decided_at": time.time(),
         }
-        with self._session() as session:
-            session.exec(self._or_ignore(VerdictRow, row))
+        with self._writing() as connection:
+            connection.execute(*self._or_ignore("verdicts", row))
             if finding is not None:
-                session.exec(self._or_ignore(FindingRow, asdict(finding)))
-            run = session.get_one(RunRow, session.get_one(ExperimentRow, experiment).run)
-            run.spent_s = max(run.spent_s, spent_s)
-            session.commit()
+                connection.execute(*self._or_ignore("findings", asdict(finding)))
+            of_run = connection.scalar(queries.RUN_OF_EXPERIMENT, {"experiment": experiment})
+            connection.execute(queries.ADD_RUN_TIME, {"of_run": of_run, "new_spent_s": spent_s})
 
     def findings(self) -> list[Finding]:
         """Return everything learned, oldest first."""
-        with self._session() as session:
-            rows = session.exec(select(FindingRow).order_by(col(FindingRow.learned_at)))
-            return [_plain(Finding, row) for row in rows]
+        return [Finding(**row) for row in self._rows(queries.FINDINGS)]
 
     # How
 
-    def _insert(self, table: type[SQLModel], *rows: dict[str, Any]) -> None:
-        with _readable(self.url), self._database.begin() as connection:
-            for row in rows:
-                connection.execute(self._or_ignore(table, row))
-
-    def _or_ignore(self, table: type[SQLModel], values: dict[str, Any]) -> Any:
-        """Build an insert that leaves an existing row of the same key as it is."""
-        columns = table.__table__.columns  # type: ignore[attr-defined]  # SQLModel sets it
-        row = {name: value for name, value in values.items() if name in columns}
-        insert = sqlite.insert if self._database.dialect.name == "sqlite" else postgresql.insert
-        return insert(table).values(**row).on_conflict_do_nothing()
-
     @contextmanager
-    def _session(self) -> Iterator[Session]:
-        with _readable(self.url), Session(self._database) as session:
-            yield session
-
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        with _readable(self.url), self._database.connect() as connection:
+    def _reading(self) -> Iterator[Connection]:
+        with readable_errors(self.url), self._database.connect() as connection:
             yield connection
 
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with readable_errors(self.url), self._database.begin() as connection:
+            yield connection
 
-def default_url() -> str:
-    """Return `SLIPSTREAM_MEMORY`, or the URL of the memory in the user's data folder."""
-    return os.environ.get("SLIPSTREAM_MEMORY") or f"sqlite:///{make_dir(data_dir())}/memory.db"
+    def _insert(self, table: str, *rows: dict[str, Any]) -> None:
+        with self._writing() as connection:
+            for row in rows:
+                connection.execute(*self._or_ignore(table, row))
+
+    def _or_ignore(self, name: str, values: dict[str, Any]) -> tuple[Executable, dict[str, Any]]:
+        """Return an insert that leaves an existing row of the same key as it is, and its values."""
+        table = queries.TABLES[name]
+        row = {name: value for name, value in values.items() if name in table.columns}
+        return queries.insert_or_ignore(self._database.dialect.name, table), row
+
+    def _rows(self, query: Select[Any], **values: Any) -> Sequence[_Row]:
+        with self._reading() as connection:
+            return connection.execute(query, values).mappings().all()
+
+    def _ids(self, query: Select[Any], **values: Any) -> Sequence[str]:
+        with self._reading() as connection:
+            return connection.scalars(query, values).all()
+
+    def _records(
+        self,
+        ids: Sequence[str],
+        known: dict[str, _Record],
+        query: Select[Any],
+        make: Callable[[_Row], _Record],
+        lasts: Callable[[_Record], bool] = lambda _: True,
+    ) -> list[_Record]:
+        """Return the records of `ids` that exist, in that order; read only those not `known` yet.
+
+        Args:
+            lasts: whether a record will never change, and may become known.
+        """
+        found = {id_: known[id_] for id_ in ids if id_ in known}
+        missing = [id_ for id_ in ids if id_ not in found]
+        for start in range(0, len(missing), _IDS_PER_QUERY):
+            for row in self._rows(query, ids=missing[start : start + _IDS_PER_QUERY]):
+                found[row["id"]] = record = make(row)
+                if lasts(record):
+                    known[row["id"]] = record
+        return [found[id_] for id_ in ids if id_ in found]
 
 
 def open_memory(url: str | None = None) -> Memory:
@@ -302,70 +288,6 @@ def open_memory(url: str | None = None) -> Memory:
     return Memory(url or default_url())
 
 
-def _connect(url: str) -> Database:
-    if not url.startswith(("sqlite:///", "postgresql+psycopg://")):
-        raise SlipstreamError(f"memory {url!r}: write sqlite:///FILE or postgresql+psycopg://…")
-    try:
-        database = create_engine(url, connect_args={"timeout": 30} if "sqlite" in url else {})
-    except ModuleNotFoundError as error:
-        raise SlipstreamError(
-            f"memory {url!r}: needs {error.name}; pip install 'slipstream-llm[postgres]'"
-        ) from error
-    if database.dialect.name == "sqlite":
-        event.listen(database, "connect", _configure_sqlite)
-    return database
-
-
-def _configure_sqlite(connection: Any, _record: object) -> None:
-    """Readers don't block the writer (WAL); a commit outlives the process, however it is killed.
-
-    In WAL mode, synchronous=NORMAL spares a disk flush per commit. A power cut can take the last
-    commits with it, never the file's integrity; the loop then measures those again.
-    """
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-@contextmanager
-def _readable(url: str) -> Iterator[None]:
-    """Turn the database's errors into one line."""
-    try:
-        yield
-    except (OperationalError, DatabaseError) as error:
-        reason = str(error.orig).splitlines()[0] if error.orig else str(error)
-        hints = {
-            "full": "free some space",
-            "readonly": "make it writable",
-            "unable to open": "check the path and its permissions",
-            "not a database": "it is some other file",
-        }
-        hint = next((hint for sign, hint in hints.items() if sign in reason), "nothing was lost")
-        raise SlipstreamError(f"memory {url}: {reason}; {hint}") from error
-
-
-def _plain(record: type[_R], row: SQLModel) -> _R:
-    return record(**row.model_dump())
-
-
-def _run(row: RunRow) -> Run:
-    return Run(**{**row.model_dump(), "state": RunState(row.state)})
-
-
-_PAIR_FIELDS = [field.name for field in fields(Pair)]
-_SCORE_FIELDS = [field.name for field in fields(DocumentScore)]
-_PAIR_COLUMNS = SQLModel.metadata.tables["measurements"].columns
-_SCORE_COLUMNS = SQLModel.metadata.tables["scores"].columns
-_VERDICT_COLUMNS = [c for c in SQLModel.metadata.tables["verdicts"].columns if not c.primary_key]
-_EXPERIMENT_COLUMNS = [*SQLModel.metadata.tables["experiments"].columns, *_VERDICT_COLUMNS]
-
-
-def _experiment(row: Mapping[Any, Any]) -> Experiment:
-    if row["verdict"] is None:
-        return Experiment(**{**row, "reason": ""})
-    decided = {"verdict": Verdict(row["verdict"]), "cause": Cause(row["cause"])}
-    return Experiment(**{**row, **decided})
-
-
 def latest_run(runs: Sequence[Run]) -> Run:
     """Return the newest of `runs`.
 
@@ -375,3 +297,31 @@ def latest_run(runs: Sequence[Run]) -> Run:
     if not runs:
         raise SlipstreamError("no runs yet; `slipstream run` starts one")
     return max(runs, key=lambda run: run.started_at)
+
+
+_IDS_PER_QUERY = 10_000  # SQLite takes 32,766 parameters, Postgres 65,535
+_PAIR_FIELDS = [field.name for field in fields(Pair)]
+_SCORE_FIELDS = [field.name for field in fields(DocumentScore)]
+
+
+def _run(row: _Row) -> Run:
+    return Run(**{**row, "state": RunState(row["state"])})
+
+
+def _variant(row: _Row) -> Variant:
+    return Variant(**row)
+
+
+def _hypothesis(row: _Row) -> Hypothesis:
+    return Hypothesis(**row)
+
+
+def _is_decided(experiment: Experiment) -> bool:
+    return experiment.verdict is not None
+
+
+def _experiment(row: _Row) -> Experiment:
+    if row["verdict"] is None:
+        return Experiment(**{**row, "reason": ""})
+    decided = {"verdict": Verdict(row["verdict"]), "cause": Cause(row["cause"])}
+    return Experiment(**{**row, **decided})
