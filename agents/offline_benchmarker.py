@@ -3,7 +3,7 @@
 from slipstream.evaluation.acceptance import Cause, Judgement
 from slipstream.memory.records import Hypothesis
 
-from .offline_planner import REOPEN_SPEEDUP
+from .moves import REOPEN_SPEEDUP
 from .roles import Explanation
 
 _REOPEN = {

@@ -48,12 +48,7 @@ def progress_chart(memory: Memory, run: Run) -> alt.LayerChart:
     """Return the chart; notebooks show it as it is, `save_svg` writes it to a file."""
     frame = progress_frame(memory, run)
     columns = ["number", "speedup", "verdict", "lever", "reason"]
-    if frame.empty:
-        frame = pd.DataFrame(
-            [dict.fromkeys(columns)]
-        )  # a row without a dot, so that types are known
-        frame = frame.astype({"number": float, "speedup": float, "verdict": str, "lever": str})
-    frame = frame[columns]
+    frame = frame.reindex(columns=columns)  # all of them, even where nothing was judged yet
     dots = frame.dropna(subset=["speedup"])
     steps = dots[dots["verdict"] == "kept"]
     if not steps.empty:
@@ -74,12 +69,12 @@ def progress_chart(memory: Memory, run: Run) -> alt.LayerChart:
     points = (
         alt.Chart(dots)
         .mark_circle(size=70, opacity=0.9)
-        .encode(x=x, y=y, color=colour, tooltip=["lever", "verdict", "speedup", "reason"])
+        .encode(x=x, y=y, color=colour, tooltip=["lever:N", "verdict:N", "speedup:Q", "reason:N"])
     )
     names = (
         alt.Chart(steps.head(len(steps) - 1))
         .mark_text(align="left", dx=6, dy=-8, fontSize=10)
-        .encode(x=x, y=y, text="lever")
+        .encode(x=x, y=y, text="lever:N")
     )
     chart: alt.LayerChart = (staircase + points + names).properties(
         width=640, height=320, title=f"{run.challenge}, run {run.id}"

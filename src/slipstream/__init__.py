@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from slipstream.agents.roles import Benchmarker, Briefing, Coder, Planner, Proposal
     from slipstream.graph.build import build_graph
     from slipstream.graph.embedding import benchmarker_node, coder_node, planner_node
-    from slipstream.graph.session import new_run, open_context, resume
+    from slipstream.graph.opening import Agents, open_context
+    from slipstream.graph.session import new_run, resume
     from slipstream.memory.store import Memory, open_memory
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Agents": "graph.opening",
     "Benchmarker": "agents.roles",
     "Briefing": "agents.roles",
     "Coder": "agents.roles",
@@ -27,13 +29,14 @@ _HOMES = {
     "build_graph": "graph.build",
     "coder_node": "graph.embedding",
     "new_run": "graph.session",
-    "open_context": "graph.session",
+    "open_context": "graph.opening",
     "open_memory": "memory.store",
     "planner_node": "graph.embedding",
     "resume": "graph.session",
 }
 
 __all__ = [
+    "Agents",
     "Benchmarker",
     "Briefing",
     "Coder",

@@ -17,6 +17,10 @@ from rich.table import Table
 
 from slipstream.evaluation.errors import SlipstreamError
 
+from .display import (
+    out, print_event, print_event_json, print_json, print_summary, say_plainly, show_rows, standings_table,
+)
+
 if TYPE_CHECKING:
     from slipstream.evaluation.statistics import Estimate
     from slipstream.graph.context import Event
@@ -28,10 +32,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 model_app = typer.Typer(no_args_is_help=True, help="Models by URI.")
 app.add_typer(model_app, name="model")
-out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
-
-# What a progress line left behind, on a terminal.
-_ERASE_REST = " " * 20 if out.is_terminal else ""
 DEFAULT_CHALLENGE = "smollm2-cpu"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
@@ -97,7 +97,7 @@ def runs(memory: MemoryUrl = None, as_json: AsJson = False) -> None:
 
     with open_memory(memory) as store:
         rows = [_run_row(store, one) for one in store.runs()]
-    _show(rows, as_json, empty="no runs yet; `slipstream run` starts one")
+    show_rows(rows, as_json, empty="no runs yet; `slipstream run` starts one")
 
 
 @app.command()
@@ -114,9 +114,9 @@ def leaderboard(
     with open_memory(memory) as store:
         standings = standings_of(store, name, detect_hardware().id)
     if as_json:
-        _print_json([asdict(standing) for standing in standings])
+        print_json([asdict(standing) for standing in standings])
     elif standings:
-        out.print(_standings_table(standings))
+        out.print(standings_table(standings))
     else:
         out.print(f"nothing tried on {name} yet; `slipstream run {name}` starts")
 
@@ -124,17 +124,18 @@ def leaderboard(
 @app.command()
 def show(item: str, memory: MemoryUrl = None, as_json: AsJson = False) -> None:
     """Show a variant, an experiment or a run: figures, verdict, change, raw pairs."""
+    from slipstream.memory.details import look_up
     from slipstream.memory.store import open_memory
 
     with open_memory(memory) as store:
-        details = _details(store, item)
+        details = look_up(store, item)
     if as_json:
-        _print_json(details)
+        print_json(details)
         return
     for name, value in details.items():
         if isinstance(value, list):
             out.print(f"[bold]{name}[/]")
-            _show(value, as_json=False, empty="  none")
+            show_rows(value, as_json=False, empty="  none")
         else:
             out.print(f"[bold]{name}[/]: {escape(str(value))}")
 
@@ -159,7 +160,7 @@ def diff(first: str, second: str, memory: MemoryUrl = None, as_json: AsJson = Fa
             before, after, f"{names[0]}/{path}", f"{names[1]}/{path}", lineterm=""
         )
     if as_json:
-        _print_json({"first": names[0], "second": names[1], "diff": "\n".join(lines)})
+        print_json({"first": names[0], "second": names[1], "diff": "\n".join(lines)})
     else:
         out.print(escape("\n".join(lines) or "no difference"), highlight=False)
 
@@ -178,7 +179,7 @@ def bench(
     from slipstream.memory.store import open_memory
 
     with open_memory(memory) as store:
-        gain, tps, tps_rival = race(store, variant, against, challenge, pairs, _say_plainly)
+        gain, tps, tps_rival = race(store, variant, against, challenge, pairs, say_plainly)
     low, high = gain.interval()
     row = {
         "variant": variant,
@@ -190,7 +191,7 @@ def bench(
         "ratio_high": high,
         "pairs": gain.num_pairs,
     }
-    _show([row], as_json)
+    show_rows([row], as_json)
 
 
 @app.command()
@@ -201,7 +202,7 @@ def report(run: str, memory: MemoryUrl = None, as_json: AsJson = False) -> None:
     with open_memory(memory) as store:
         path = _write_report(store, store.run(run))
     if as_json:
-        _print_json({"run": run, "report": str(path), "chart": str(path.with_name("progress.svg"))})
+        print_json({"run": run, "report": str(path), "chart": str(path.with_name("progress.svg"))})
     else:
         out.print(str(path))
 
@@ -213,7 +214,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     checks = examine()
     if as_json:
-        _print_json([asdict(check) for check in checks])
+        print_json([asdict(check) for check in checks])
         return
     table = Table(box=None)
     for column in ("", "what", "found", "advice"):
@@ -232,9 +233,9 @@ def model_fetch(
     """Fetch a model into the cache and say where it lies."""
     from slipstream.evaluation.models import fetch_model
 
-    path = fetch_model(uri, (lambda _: None) if as_json else _say_plainly)
+    path = fetch_model(uri, (lambda _: None) if as_json else say_plainly)
     if as_json:
-        _print_json({"uri": uri, "path": str(path)})
+        print_json({"uri": uri, "path": str(path)})
     else:
         out.print(str(path))
 
@@ -266,15 +267,15 @@ def _drive(run_id: str, store: "Memory", *, as_json: bool) -> None:
     """Drive a run with live output, then show what came out of it."""
     from slipstream.graph.session import resume as resume_run
 
-    outcome = resume_run(run_id, store, emit=_print_event_json if as_json else _print_event)
+    outcome = resume_run(run_id, store, emit=print_event_json if as_json else print_event)
     path = _write_report(store, outcome.run)
     summary = _summary(store, outcome, path)
     if as_json:
         print(json.dumps(summary), flush=True)
     else:
         out.print()
-        out.print(_standings_table(outcome.standings))
-        _print_summary(summary)
+        out.print(standings_table(outcome.standings))
+        print_summary(summary)
     if outcome.stop == "interrupted":
         sys.exit(130)
 
@@ -289,24 +290,6 @@ def _summary(store: "Memory", outcome: "Outcome", path: Path) -> dict[str, Any]:
         "champion": {name: getattr(champion, name) for name in fields} if champion else None,
         "report": str(path),
     }
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    champion = summary["champion"]
-    if champion and champion["speedup"]:
-        high = champion["speedup_high"]
-        out.print(
-            f"champion [bold]{champion['variant']}[/]: [bold green]{champion['speedup']:.2f}×[/] "
-            f"{champion['baseline']} (95 % interval {champion['speedup_low']:.2f} to "
-            f"{f'{high:.2f}' if high else '∞'}), tier {champion['tier']}"
-        )
-    out.print(
-        f"run {summary['run']}: {summary['stop']}; {summary['experiments']} experiments, "
-        f"{summary['kept']} kept, {summary['minutes']:.1f} minutes"
-    )
-    out.print(f"report: {summary['report']}")
-    if summary["stop"] == "interrupted":
-        out.print(f"go on with: [bold]slipstream resume {summary['run']}[/]")
 
 
 def _run_row(store: "Memory", one: "Run") -> dict[str, Any]:
@@ -331,107 +314,6 @@ def _write_report(store: "Memory", one: "Run") -> Path:
     from slipstream.memory.report import write_report
 
     return write_report(store, one, data_dir() / "runs" / one.id)
-
-
-def _details(store: "Memory", item: str) -> dict[str, Any]:
-    """Return what is known of an experiment, a run or a variant, whichever `item` names."""
-    experiment = store.experiment(item)
-    if experiment is not None:
-        evidence = store.evidence(item)
-        details = asdict(experiment)
-        if experiment.hypothesis:
-            details["hypothesis"] = asdict(store.hypothesis(experiment.hypothesis))
-        details["pairs"] = [asdict(p) | {"log_ratio": p.log_ratio} for p in evidence.pairs]
-        details["scores"] = [
-            {"split": split, **asdict(score)}
-            for split, scores in evidence.scores.items()
-            for score in scores
-        ]
-        return details
-    if any(one.id == item for one in store.runs()):
-        one = store.run(item)
-        races = [asdict(e) for e in store.experiments(run=item)]
-        return {**asdict(one), "experiments": races}
-    try:
-        variant = store.variant(item)
-    except SlipstreamError as error:
-        raise SlipstreamError(
-            f"unknown id {item!r}: no variant, experiment or run has it; `slipstream leaderboard` "
-            "and `slipstream runs` list them"
-        ) from error
-    races = [asdict(e) for e in store.experiments(variant=variant.id)]
-    return {**asdict(variant), "experiments": races}
-
-
-def _standings_table(standings: "list[Standing]") -> Table:
-    table = Table(title="leaderboard", title_justify="left", box=None)
-    for column in ("variant", "verdict", "tokens/s", "speed-up", "95 % interval", "PPL"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("levers", overflow="fold")
-    colours = {"kept": "green", "rejected": "red"}
-    for s in standings:
-        levers = _levers(s)
-        table.add_row(
-            s.variant,
-            f"[{colours.get(s.verdict, 'yellow')}]{s.verdict}[/] {'' if s.cause == 'gain' else s.cause}",
-            f"{s.tps:.1f}" if s.tps else "",
-            f"{s.speedup:.2f}×" if s.speedup else "",
-            f"{s.speedup_low:.2f}–{s.speedup_high:.2f}" if s.speedup_high else "",
-            f"{s.ppl_rise:+.2%}" if s.ppl_rise is not None else "",
-            escape(levers),
-        )
-    return table
-
-
-def _levers(standing: "Standing") -> str:
-    from slipstream.kernels.levers import SEED_SETTINGS
-
-    pulled = [f"{k}={v}" for k, v in standing.settings.items() if SEED_SETTINGS.get(k) != v]
-    return " ".join(pulled) or "none (the seed engine)"
-
-
-def _show(rows: list[dict[str, Any]], as_json: bool, *, empty: str = "") -> None:
-    if as_json:
-        _print_json(rows)
-        return
-    if not rows:
-        out.print(empty)
-        return
-    table = Table(box=None)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row.values()))
-    out.print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else str(value)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str), flush=True)
-
-
-def _print_event(event: "Event") -> None:
-    colour = {"planner": "cyan", "coder": "magenta", "judge": "yellow", "reflect": "blue"}
-    style = colour.get(event.agent, "dim")
-    line = f"[{style}]{event.agent:>11}[/] {escape(event.text)}"
-    if not event.fleeting:
-        out.print(f"{line}{_ERASE_REST}", highlight=False)
-    elif out.is_terminal:  # progress overwrites itself
-        out.print(f"{line}{_ERASE_REST}", highlight=False, end="\r")
-
-
-def _print_event_json(event: "Event") -> None:
-    row = {"agent": event.agent, "text": event.text, "fleeting": event.fleeting}
-    print(json.dumps(row), flush=True)
-
-
-def _say_plainly(text: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(escape(text), style="dim", highlight=False)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from slipstream.agents.offline_planner import EXPLORE_EVERY, REOPEN_SPEEDUP, OfflinePlanner
+from slipstream.agents.moves import REOPEN_SPEEDUP
+from slipstream.agents.offline_planner import EXPLORE_EVERY, OfflinePlanner
 from slipstream.agents.roles import Briefing, Proposal, Trial
 from slipstream.agents.roofline import predict
 from slipstream.evaluation.acceptance import Cause, Verdict

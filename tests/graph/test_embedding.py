@@ -8,6 +8,7 @@ from loops import Loop
 
 from slipstream import benchmarker_node, coder_node, open_context, planner_node
 from slipstream.evaluation.acceptance import Verdict
+from slipstream.graph.opening import Bench
 
 
 class HostState(TypedDict, total=False):
@@ -23,7 +24,9 @@ class HostState(TypedDict, total=False):
 
 def test_foreign_graph_with_a_critic(loop: Loop) -> None:
     run = loop.start(experiments=50)
-    opened = open_context(run, loop.memory, evaluator=loop.evaluator, shape=SMOLLM2)
+    opened = open_context(
+        run, loop.memory, bench=Bench(loop.evaluator, SMOLLM2, loop.challenge.quality.documents)
+    )
     with opened as context:
 
         def critic(state: HostState) -> dict[str, Any]:

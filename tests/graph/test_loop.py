@@ -14,7 +14,7 @@ from slipstream.agents.roles import Briefing, Proposal
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.errors import SlipstreamError
 from slipstream.graph.liveness import is_alive, run_dir
-from slipstream.graph.session import Agents
+from slipstream.graph.opening import Agents
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Hypothesis, RunState
@@ -203,10 +203,10 @@ def test_coder_repairs_from_the_real_error(loop: Loop) -> None:
 def test_round_of_several_hypotheses_keeps_the_best(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from slipstream.graph import session
+    from slipstream.graph import opening
 
-    real = session.LoopContext
-    monkeypatch.setattr(session, "LoopContext", lambda **values: real(**values, batch=3))
+    real = opening.LoopContext
+    monkeypatch.setattr(opening, "LoopContext", lambda **values: real(**values, batch=3))
     run = loop.start(experiments=3)
     agents = fixed({"weights": "int8"}, {"weights": "int4-g32"}, {"weights": "int4-g64"})
     outcome = loop.drive(run, agents)

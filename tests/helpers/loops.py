@@ -7,7 +7,8 @@ from instant import SMOLLM2, InstantEvaluator
 from slipstream.evaluation.challenge import Challenge, parse_challenge
 from slipstream.evaluation.home import data_dir
 from slipstream.graph.context import Event
-from slipstream.graph.session import Agents, Outcome, new_run, offline_agents, resume
+from slipstream.graph.opening import Agents, Bench
+from slipstream.graph.session import Outcome, new_run, resume
 from slipstream.kernels.variants import VariantStore
 from slipstream.memory.store import Memory, open_memory
 
@@ -47,9 +48,8 @@ class Loop:
             run,
             self.memory,
             emit=self.events.append,
-            agents=agents or offline_agents(),
-            evaluator=self.evaluator,
-            shape=SMOLLM2,
+            agents=agents,
+            bench=Bench(self.evaluator, SMOLLM2, self.challenge.quality.documents),
         )
 
     def texts(self, agent: str) -> list[str]:

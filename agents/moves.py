@@ -1,0 +1,146 @@
+"""Moves from the champion: what could be tried next, and what earlier trials say against it."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from slipstream.evaluation.acceptance import Cause, Verdict
+from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Lever, Risk, refusal
+
+from .roles import Briefing, Trial
+from .roofline import Prediction, predict
+
+REOPEN_SPEEDUP = 1.5  # a move without gain is worth another try once the rest got this much faster
+_DRAWS = 300
+
+
+@dataclass(frozen=True)
+class Move:
+    """A change of settings from the champion's, and what it should bring."""
+
+    settings: dict[str, str]
+    changed: dict[str, str]
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class Refutations:
+    """What earlier trials say against moves.
+
+    Lost quality, and an engine that fails, stay so with whatever else is pulled. A lack of gain
+    holds for the very same levers, until the champion is so much faster that what they save has
+    become a larger share.
+    """
+
+    hopeless: tuple[tuple[tuple[str, str], ...], ...]
+    gainless: dict[tuple[tuple[str, str], ...], float]  # changed levers → the rival's speed then
+
+    def speak_against(self, move: Move, champion_tps: float) -> bool:
+        """Whether a move is known not to help a champion of this speed."""
+        settings = move.settings
+        if any(all(settings[name] == value for name, value in bad) for bad in self.hopeless):
+            return True
+        rival_tps = self.gainless.get(_items(move.changed))
+        return rival_tps is not None and champion_tps < REOPEN_SPEEDUP * rival_tps
+
+
+def _refutations(trials: tuple[Trial, ...]) -> Refutations:
+    hopeless: dict[tuple[tuple[str, str], ...], None] = {}
+    gainless: dict[tuple[tuple[str, str], ...], float] = {}
+    for trial in trials:
+        changed = _items(trial.changed)
+        if not changed:
+            continue
+        if trial.cause is Cause.QUALITY or trial.verdict in (Verdict.FAILED, Verdict.INVALID):
+            hopeless[changed] = None
+        elif trial.verdict is Verdict.REJECTED:
+            gainless[changed] = max(trial.rival_tps, gainless.get(changed, 0.0))
+    return Refutations(tuple(hopeless), gainless)
+
+
+def _items(changed: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(changed.items()))
+
+
+class KnowingBriefing(Briefing):
+    """A briefing that has thought about its trials once."""
+
+    @cached_property
+    def refutations(self) -> Refutations:
+        """What its trials speak against."""
+        return _refutations(self.trials)
+
+
+def single_moves(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Iterator[Move]:
+    """Yield every change of one lever that is possible, new and not known to be useless."""
+    for name, lever in CATALOGUE.items():
+        for value in lever.values:
+            if value == briefing.champion_settings[name]:
+                continue
+            move = move_to(briefing, {name: value})
+            if key_of(move.settings) not in tried and is_allowed(move, briefing):
+                yield move
+
+
+def mixture(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Move | None:
+    """Draw a few levers at random: what is left when TPE only repeats what it knows."""
+    rng = random.Random(f"{briefing.seed}-{len(briefing.planned)}")
+    for draw in range(_DRAWS):
+        levers = rng.sample(sorted(CATALOGUE), 2 + 3 * draw // _DRAWS)  # then three, then four
+        changed = {name: rng.choice(CATALOGUE[name].values) for name in levers}
+        settings = {**briefing.champion_settings, **changed}
+        if key_of(settings) not in tried:
+            new = {k: v for k, v in changed.items() if v != briefing.champion_settings[k]}
+            move = move_to(briefing, new)
+            if is_allowed(move, briefing):
+                return move
+    return None
+
+
+def bundle(briefing: KnowingBriefing, moves: list[Move]) -> Move | None:
+    """Return the best harmless value of each harmless lever in one move, if that is a move."""
+    changed: dict[str, str] = {}
+    for move in moves:  # the best come first
+        ((name, value),) = move.changed.items()
+        if _is_harmless(CATALOGUE[name]) and move.prediction.gain > 0:
+            changed.setdefault(name, value)
+    for name, lever in CATALOGUE.items():  # what only works together with those above
+        if _is_harmless(lever) and briefing.champion_settings[name] == lever.default:
+            for value in lever.values[1:]:
+                more = move_to(briefing, {**changed, name: value})
+                better = more.prediction.gain > move_to(briefing, changed).prediction.gain
+                if name not in changed and better and is_allowed(more, briefing):
+                    changed[name] = value
+    return move_to(briefing, changed) if len(changed) > 1 else None
+
+
+def _is_harmless(lever: Lever) -> bool:
+    """Whether a lever can neither touch quality nor make every start slow."""
+    return lever.risk is Risk.NONE and lever.load_s <= 5.0
+
+
+def move_to(briefing: KnowingBriefing, changed: dict[str, str]) -> Move:
+    """Return the move that makes these changes to the champion, with its predicted gain."""
+    settings = {**briefing.champion_settings, **changed}
+    prediction = predict(
+        briefing.shape,
+        briefing.champion_settings,
+        settings,
+        tps=briefing.champion_tps,
+        bandwidth_gbps=briefing.bandwidth_gbps,
+        machine=briefing.machine,
+    )
+    return Move(settings, changed, prediction)
+
+
+def is_allowed(move: Move, briefing: KnowingBriefing) -> bool:
+    """Whether a move is possible here and nothing on record speaks against it."""
+    if refusal(briefing.shape, move.settings, briefing.machine):
+        return False
+    return not briefing.refutations.speak_against(move, briefing.champion_tps)
+
+
+def key_of(settings: dict[str, str]) -> tuple[str, ...]:
+    """Return what tells settings apart: every lever in order, defaults filled in."""
+    return tuple(settings.get(name, default) for name, default in SEED_SETTINGS.items())

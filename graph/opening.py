@@ -1,0 +1,173 @@
+"""Makes a run's context ready: model, prompts, evaluator, workshop, budget, lock."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import Timeout
+
+from slipstream.agents.offline_benchmarker import OfflineBenchmarker
+from slipstream.agents.offline_coder import OfflineCoder
+from slipstream.agents.offline_planner import OfflinePlanner
+from slipstream.agents.roles import Benchmarker, Coder, Planner
+from slipstream.evaluation.challenge import Challenge
+from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.evaluator import Evaluator, LocalEvaluator
+from slipstream.evaluation.hardware import detect_hardware, read_bandwidth_gbps
+from slipstream.evaluation.home import data_dir, make_dir
+from slipstream.evaluation.models import fetch_model
+from slipstream.evaluation.prompts import Split, load_prompts
+from slipstream.kernels.census import ModelShape, read_shape
+from slipstream.kernels.levers import SEED_SETTINGS, Machine
+from slipstream.kernels.variants import VariantStore, seed_tree
+from slipstream.kernels.workshop import Workshop
+from slipstream.memory.records import Run, Variant
+from slipstream.memory.store import Memory
+
+from .context import Budget, Event, LoopContext
+from .liveness import lock_of, run_dir
+
+Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Agents:
+    """The backends of the three roles; by default those that need no key."""
+
+    planner: Planner = field(default_factory=OfflinePlanner)
+    coder: Coder = field(default_factory=OfflineCoder)
+    benchmarker: Benchmarker = field(default_factory=OfflineBenchmarker)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where measurements happen, and on what.
+
+    Attributes:
+        num_documents: scored documents per split.
+    """
+
+    evaluator: Evaluator
+    shape: ModelShape
+    num_documents: int
+
+
+@contextmanager
+def open_context(
+    run_id: str,
+    memory: Memory,
+    *,
+    emit: Emit = lambda _: None,
+    agents: Agents | None = None,
+    bench: Bench | None = None,
+) -> Iterator[LoopContext]:
+    """Make a run's context ready: model, prompts, evaluator, workshop, budget, lock.
+
+    What `resume` drives its graph with, and what the agents' nodes need in somebody else's graph.
+
+    Args:
+        agents: backends of the roles; offline ones by default.
+        bench: where to measure; this machine by default.
+
+    Raises:
+        SlipstreamError: unknown run, a run of another machine, or one that is being worked on.
+    """
+    run = memory.run(run_id)
+    folder = make_dir(run_dir(run_id))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock_of(run_id).acquire(timeout=0))
+        except Timeout as error:
+            raise SlipstreamError(f"run {run_id} is being worked on by another process") from error
+        hardware = detect_hardware()
+        if hardware.id != run.machine:
+            raise SlipstreamError(
+                f"run {run_id} was started on {run.machine_label}; speeds from this machine "
+                "can't go into it: start a new run here"
+            )
+        challenge = Challenge.model_validate(run.rules)
+        variants = VariantStore(make_dir(data_dir() / "variants"))
+        seed = seed_tree(SEED_SETTINGS)
+        variants.add(seed)
+        memory.add_variant(
+            Variant(seed.id, None, seed.engine_id, seed.settings, run_id, run.started_at)
+        )
+        bench = bench or _local_bench(run, challenge, variants, folder, emit)
+        stack.callback(bench.evaluator.close)
+        if run.bandwidth_gbps is None:
+            memory.update_run(run_id, bandwidth_gbps=read_bandwidth_gbps(hardware.num_cores))
+        workshop = Workshop(folder / "workshop.git")
+        workshop.open()
+        stack.callback(workshop.close)
+        backends = agents or Agents()
+        yield LoopContext(
+            run=run_id,
+            challenge=challenge,
+            machine_id=run.machine,
+            machine=Machine(challenge.device, hardware.num_cores, hardware.has_compiler),
+            shape=bench.shape,
+            bandwidth_gbps=memory.run(run_id).bandwidth_gbps or 0.0,
+            memory=memory,
+            variants=variants,
+            workshop=workshop,
+            evaluator=bench.evaluator,
+            planner=backends.planner,
+            coder=backends.coder,
+            benchmarker=backends.benchmarker,
+            budget=Budget(run.budget_minutes, run.budget_experiments, run.spent_s),
+            seed=run.seed,
+            seed_variant=seed.id,
+            num_documents=bench.num_documents if challenge.quality.enabled else 0,
+            unsafe_local=run.unsafe,
+            emit=emit,
+            stopping=stack.enter_context(_stop_on_interrupt(emit)),
+        )
+
+
+def _local_bench(
+    run: Run, challenge: Challenge, variants: VariantStore, folder: Path, emit: Emit
+) -> Bench:
+    """Fetch the model and make ready everything that no experiment should pay for."""
+
+    def say(text: str) -> None:
+        emit(Event("setup", text))
+
+    model_dir = fetch_model(challenge.model, say)
+    shape = read_shape(model_dir)
+    prompts = load_prompts(challenge.workload, model_dir, shape.vocab_size)
+    evaluator = LocalEvaluator(
+        challenge,
+        model_dir,
+        prompts,
+        variants.path,
+        seed=run.seed,
+        scratch=make_dir(folder / "baselines"),
+        say=say,
+    )
+    evaluator.prepare()
+    per_split = sum(prompt.split is Split.PUBLIC for prompt in prompts)
+    return Bench(evaluator, shape, min(challenge.quality.documents, per_split))
+
+
+@contextmanager
+def _stop_on_interrupt(emit: Emit) -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a request; a second one interrupts at once."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping  # only the main thread may handle signals: the host does
+        return
+
+    def request(number: int, _frame: object) -> None:
+        if stopping.is_set():
+            signal.default_int_handler(number, None)
+        stopping.set()
+        emit(Event("loop", "finishing the measurement at hand; Ctrl-C again stops at once"))
+
+    previous = signal.signal(signal.SIGINT, request)
+    try:
+        yield stopping
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,116 @@
+"""How the command line looks: tables, events as they happen, one JSON object for a script."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from slipstream.kernels.levers import SEED_SETTINGS
+
+if TYPE_CHECKING:
+    from slipstream.graph.context import Event
+    from slipstream.memory.leaderboard import Standing
+
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+
+# What a progress line left behind, on a terminal.
+_ERASE_REST = " " * 20 if out.is_terminal else ""
+_AGENT_COLOURS = {"planner": "cyan", "coder": "magenta", "judge": "yellow", "reflect": "blue"}
+_VERDICT_COLOURS = {"kept": "green", "rejected": "red"}
+
+
+def print_json(value: Any) -> None:
+    """Print a value for a script."""
+    print(json.dumps(value, indent=2, default=str), flush=True)
+
+
+def show_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str = "") -> None:
+    """Print rows as a table, or as JSON."""
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        out.print(empty)
+        return
+    table = Table(box=None)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_cell(value)) for value in row.values()))
+    out.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def standings_table(standings: "list[Standing]") -> Table:
+    """Return the leaderboard as a table."""
+    table = Table(title="leaderboard", title_justify="left", box=None)
+    for column in ("variant", "verdict", "tokens/s", "speed-up", "95 % interval", "PPL"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("levers", overflow="fold")
+    for s in standings:
+        colour = _VERDICT_COLOURS.get(s.verdict, "yellow")
+        table.add_row(
+            s.variant,
+            f"[{colour}]{s.verdict}[/] {'' if s.cause == 'gain' else s.cause}",
+            f"{s.tps:.1f}" if s.tps else "",
+            f"{s.speedup:.2f}×" if s.speedup else "",
+            f"{s.speedup_low:.2f}–{s.speedup_high:.2f}" if s.speedup_high else "",
+            f"{s.ppl_rise:+.2%}" if s.ppl_rise is not None else "",
+            escape(_levers(s)),
+        )
+    return table
+
+
+def _levers(standing: "Standing") -> str:
+    pulled = [f"{k}={v}" for k, v in standing.settings.items() if SEED_SETTINGS.get(k) != v]
+    return " ".join(pulled) or "none (the seed engine)"
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Print what came out of a run."""
+    champion = summary["champion"]
+    if champion and champion["speedup"]:
+        high = champion["speedup_high"]
+        out.print(
+            f"champion [bold]{champion['variant']}[/]: [bold green]{champion['speedup']:.2f}×[/] "
+            f"{champion['baseline']} (95 % interval {champion['speedup_low']:.2f} to "
+            f"{f'{high:.2f}' if high else '∞'}), tier {champion['tier']}"
+        )
+    out.print(
+        f"run {summary['run']}: {summary['stop']}; {summary['experiments']} experiments, "
+        f"{summary['kept']} kept, {summary['minutes']:.1f} minutes"
+    )
+    out.print(f"report: {summary['report']}")
+    if summary["stop"] == "interrupted":
+        out.print(f"go on with: [bold]slipstream resume {summary['run']}[/]")
+
+
+def print_event(event: "Event") -> None:
+    """Print what an agent did; progress overwrites itself on a terminal."""
+    style = _AGENT_COLOURS.get(event.agent, "dim")
+    line = f"[{style}]{event.agent:>11}[/] {escape(event.text)}"
+    if not event.fleeting:
+        out.print(f"{line}{_ERASE_REST}", highlight=False)
+    elif out.is_terminal:  # progress overwrites itself
+        out.print(f"{line}{_ERASE_REST}", highlight=False, end="\r")
+
+
+def print_event_json(event: "Event") -> None:
+    """Print what an agent did as one line of JSON."""
+    row = {"agent": event.agent, "text": event.text, "fleeting": event.fleeting}
+    print(json.dumps(row), flush=True)
+
+
+def say_plainly(text: str) -> None:
+    """Print progress to stderr, so that stdout stays for results."""
+    Console(stderr=True, soft_wrap=True).print(escape(text), style="dim", highlight=False)
+
+
