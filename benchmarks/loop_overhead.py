@@ -66,9 +66,14 @@ class InstantEvaluator:
         for index in indices:
             tps, tps_rival = self._ask(variant, rival, str(stage), index)
             jitter = index % 3 / 100
-            yield Pair(stage, index, "p", "ABBA", tps, tps_rival + jitter)  # type: ignore[arg-type]
+            yield Pair(stage, index, ("p", "q"), "ABBA", tps, tps_rival + jitter)  # type: ignore[arg-type]
 
     def scores(self, variant: str, split: object, done: Collection[str]) -> Iterator[object]:
+        return iter(())
+
+    def audits(
+        self, variant: str, pairs: object, count: int, done: Collection[object]
+    ) -> Iterator[object]:
         return iter(())
 
     def release(self, variant: str) -> None: ...

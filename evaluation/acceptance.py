@@ -7,10 +7,14 @@ again gives the same verdict.
     screen    3 pairs; stop unless the mean is above zero
     quality   the public documents; stop if the tier's gate refuses
     test      8 pairs; one-sided paired p < 0.01 and mean ≥ δ
+    audit     timed blocks of the test, rescored and replayed
     quality   the held-out documents
     confirm   12 new pairs, fresh processes, held-out prompts; the same test, and the only estimate
               that is reported
+    audit     timed blocks of the confirmation
 
+A test that is promising but not yet significant buys pairs: their number doubles, at most
+`looks - 1` times, and each look gets its share of p (Bonferroni), so the level holds over all.
 δ is the larger of `min_gain` and the machine's noise floor. Keeping the best number of many noisy
 ones would promote noise; this rule, with its two independent tests, almost never does.
 """
@@ -19,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from .audits import Audit, audit_refusal, contradiction, report_audits
 from .challenge import Acceptance, Tier
 from .gates import DocumentScore, QualityReport, refusal, report
 from .pairs import Pair, Stage
@@ -42,6 +47,7 @@ class Cause(StrEnum):
     GAIN = "gain"
     NO_GAIN = "no-gain"
     QUALITY = "quality"
+    CONTRADICTION = "contradiction"  # timed tokens and scored logits are not one engine's
     POWER = "power"
     ENGINE = "engine"
     BUDGET = "budget"
@@ -54,10 +60,15 @@ class Evidence:
 
     pairs: Sequence[Pair] = ()
     scores: Mapping[Split, Sequence[DocumentScore]] = field(default_factory=dict)
+    audits: Sequence[Audit] = ()
+
+    def counting(self, stage: Stage) -> list[Pair]:
+        """Return the pairs of one stage that are not void."""
+        return [pair for pair in self.pairs if pair.stage is stage and not pair.void]
 
     def log_ratios(self, stage: Stage) -> list[float]:
         """Return the paired log ratios of one stage."""
-        return [pair.log_ratio for pair in self.pairs if pair.stage is stage]
+        return [pair.log_ratio for pair in self.counting(stage)]
 
     def gain(self, stage: Stage) -> Estimate:
         """Return the gain over the rival that one stage measured."""
@@ -65,14 +76,20 @@ class Evidence:
 
     def tps(self, stage: Stage) -> float:
         """Return the candidate's output tokens per second, geometric mean over a stage's pairs."""
-        return geometric_mean([pair.tps for pair in self.pairs if pair.stage is stage])
+        return geometric_mean([pair.tps for pair in self.counting(stage)])
 
 
 @dataclass(frozen=True)
 class Need:
-    """The next thing to measure: pairs of a stage, or the documents of a split."""
+    """The next thing to measure: pairs of a stage, audits of its blocks, or documents of a split.
+
+    Attributes:
+        count: how many pairs, or audits, the stage shall have then.
+    """
 
     stage: Stage | None = None
+    count: int = 0
+    audit: Stage | None = None
     split: Split | None = None
 
 
@@ -107,12 +124,28 @@ class Rule:
             Stage.BASELINE: self.acceptance.baseline_pairs,
         }[stage]
 
+    @property
+    def level(self) -> float:
+        """The p-value that each look at a test has to stay below."""
+        return self.acceptance.p_value / self.acceptance.looks
+
+    def last_look(self, stage: Stage) -> int:
+        """Return how many pairs a test may take at most."""
+        return int(self.num_pairs(stage) * 2 ** (self.acceptance.looks - 1))
+
+    def look(self, stage: Stage, num_pairs: int) -> int:
+        """Return the number of pairs at which a test with `num_pairs` so far is looked at next."""
+        look = self.num_pairs(stage)
+        while look < num_pairs:
+            look *= 2
+        return look
+
 
 def decide(evidence: Evidence, rule: Rule) -> Need | Judgement:
     """Return what to measure next, or the verdict."""
     screened = evidence.gain(Stage.SCREEN)
     if screened.num_pairs < rule.num_pairs(Stage.SCREEN):
-        return Need(stage=Stage.SCREEN)
+        return Need(stage=Stage.SCREEN, count=rule.num_pairs(Stage.SCREEN))
     if screened.mean <= 0:
         return Judgement(
             Verdict.REJECTED,
@@ -125,9 +158,13 @@ def decide(evidence: Evidence, rule: Rule) -> Need | Judgement:
         return outcome
     if outcome := _speed(evidence, rule, Stage.TEST):
         return outcome
+    if outcome := _audit(evidence, rule, Stage.TEST):
+        return outcome
     if outcome := _quality(evidence, rule, Split.HELD_OUT, Stage.TEST):
         return outcome
     if outcome := _speed(evidence, rule, Stage.CONFIRM):
+        return outcome
+    if outcome := _audit(evidence, rule, Stage.CONFIRM):
         return outcome
     confirmed = evidence.gain(Stage.CONFIRM)
     return Judgement(
@@ -170,12 +207,31 @@ def _quality(
     )
 
 
+def _audit(evidence: Evidence, rule: Rule, stage: Stage) -> Need | Judgement | None:
+    if rule.num_documents == 0:  # no reference to ask
+        return None
+    count = min(rule.acceptance.audit_blocks, 2 * len(evidence.counting(stage)))
+    audits = [audit for audit in evidence.audits if audit.stage is stage]
+    if len(audits) < count:
+        return Need(audit=stage, count=count)
+    if not audits:
+        return None
+    found = report_audits(audits)
+    outcome = (evidence.gain(stage), quality_report(evidence), evidence.tps(stage))
+    if reason := contradiction(found):
+        return Judgement(Verdict.INVALID, Cause.CONTRADICTION, reason, *outcome)
+    if reason := audit_refusal(found, rule.tier):
+        return Judgement(Verdict.REJECTED, Cause.QUALITY, reason, *outcome)
+    return None
+
+
 def _speed(evidence: Evidence, rule: Rule, stage: Stage) -> Need | Judgement | None:
     gain = evidence.gain(stage)
-    if gain.num_pairs < rule.num_pairs(stage):
-        return Need(stage=stage)
-    p = gain.p_above()
-    if p < rule.acceptance.p_value and gain.mean >= rule.delta:
+    look = rule.look(stage, gain.num_pairs)
+    if gain.num_pairs < look:
+        return Need(stage=stage, count=look)
+    p, level = gain.p_above(), rule.level
+    if p < level and gain.mean >= rule.delta:
         return None
     quality, tps = quality_report(evidence), evidence.tps(stage)
     figures = f"{_percent(gain)} in {gain.num_pairs} {stage} pairs (p = {p:.2g})"
@@ -190,6 +246,9 @@ def _speed(evidence: Evidence, rule: Rule, stage: Stage) -> Need | Judgement | N
             quality,
             tps,
         )
+    last = rule.last_look(stage)
+    if gain.num_pairs < last and gain.mean >= rule.delta and gain.at(last).p_above() < level:
+        return Need(stage=stage, count=2 * look)
     return Judgement(
         Verdict.INCONCLUSIVE,
         Cause.POWER,

@@ -1,5 +1,6 @@
 """The engines that others are compared with. They run as children like any variant."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,10 +9,19 @@ _TRANSFORMERS = Path(__file__).resolve().parent / "baseline_engines" / "transfor
 _DTYPES = {"transformers-bf16": "bfloat16", "transformers-fp32": "float32"}
 
 
-def baseline_tree(name: str, into: Path) -> Path:
-    """Lay out the tree of a baseline, `transformers-bf16` or `transformers-fp32`, and return it."""
-    tree = into / name
+def baseline_tree(name: str, into: Path, threads: int | None = None) -> Path:
+    """Lay out the tree of a baseline, `transformers-bf16` or `transformers-fp32`, and return it.
+
+    Args:
+        into: a folder; baselines laid out there before are used again.
+        threads: as many as there are cores by default.
+    """
+    levers = {"dtype": _DTYPES[name], "threads": threads}
+    source = hashlib.sha256(json.dumps(levers).encode())
+    for path in sorted((_TRANSFORMERS / "engine").glob("*.py")):
+        source.update(path.read_bytes())
+    tree = into / f"{name}-{source.hexdigest()[:8]}"
     if not (tree / "levers.json").exists():
         shutil.copytree(_TRANSFORMERS / "engine", tree / "engine", dirs_exist_ok=True)
-        (tree / "levers.json").write_text(json.dumps({"dtype": _DTYPES[name]}))
+        (tree / "levers.json").write_text(json.dumps(levers))
     return tree

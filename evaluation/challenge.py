@@ -41,7 +41,10 @@ class Quality(_Strict):
     enabled: bool = True
     documents: int = Field(24, ge=4, le=1024, description="scored documents per split")
     continuation_tokens: int = Field(48, ge=8, le=4096)
-    seed: int = Field(20260622, description="seed of the sampled ground truth")
+    seed: int = Field(20260622, description="seed of the sampled public ground truth")
+    held_out: Literal["rotating", "fixed"] = Field(
+        "rotating", description="held-out ground truth: from a secret seed that changes each month"
+    )
     reference_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -55,6 +58,13 @@ class Acceptance(_Strict):
     baseline_pairs: int = Field(6, ge=3)
     p_value: float = Field(0.01, gt=0, lt=0.5)
     min_gain: float = Field(0.003, ge=0, description="least gain worth keeping, as a log ratio")
+    looks: int = Field(3, ge=1, le=5, description="pairs of a test may double looks - 1 times")
+    audit_blocks: int = Field(6, ge=0, description="timed blocks audited per stage")
+    max_disturbance: float = Field(
+        0.25, gt=0, description="share of all cores that others may use before a pair is void"
+    )
+    calibration_minutes: float = Field(60.0, gt=0, description="how long an A/A test holds")
+    reverify_every: int = Field(4, ge=1, description="promotions until the baseline is raced again")
 
 
 class Budget(_Strict):

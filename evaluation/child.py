@@ -1,15 +1,20 @@
-"""An engine in a child process: the parent owns the clock, the prompts and the numbers."""
+"""An engine in a child process: the parent owns the clock, the prompts and the numbers.
+
+Between two requests all processes of the engine are stopped: what it doesn't do on the clock it
+doesn't do at all, least of all while its rival is timed. CPU time that it uses in its sleep makes
+its output invalid.
+"""
 
 import contextlib
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,37 +22,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engine import Generation
-from .errors import EngineFailedError
-from .protocol import check_logits, check_tokens, check_vocab_size, receive_frame, send_frame
+from .errors import EngineFailedError, InvalidOutputError
+from .protocol import (
+    MAX_FRAME_BYTES,
+    check_logits,
+    check_tokens,
+    check_vocab_size,
+    receive_frame,
+    send_frame,
+)
+from .sandbox import Limits, NoSandbox, Sandbox, seccomp_file
 
-_WORKER = Path(__file__).resolve().with_name("worker.py")
 _LOAD_TIMEOUT_S = 300.0
 _SECONDS_PER_TOKEN = 2.0  # far slower than anything worth measuring
+_LOOK_EVERY_S = 0.5
+_KEEPER_TIMEOUT_S = 10.0
+_MAX_SLEEPING_WORK_S = 0.05  # stopping takes effect within a scheduler's tick, per thread
 _LOG_TAIL = 2000
 _ENDED = "the engine's process ended"
+_LOOK = struct.Struct(">QQQ")
 
 
 class ChildEngine:
-    """Starts `worker.py` on a tree and speaks frames with it. Satisfies `Engine`."""
+    """Starts a tree behind `inside/keeper.py` and speaks frames with it. Satisfies `Engine`."""
 
-    def __init__(self, tree: Path, model_dir: Path, *, max_context: int) -> None:
+    def __init__(
+        self,
+        tree: Path,
+        model_dir: Path,
+        *,
+        max_context: int,
+        sandbox: Sandbox | NoSandbox | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._asleep_at: int | None = None  # CPU ticks when it was stopped
         self._scratch = Path(tempfile.mkdtemp(prefix="slipstream-child-"))
         self._log = self._scratch / "log"
-        ours, theirs = socket.socketpair()
-        self._sock = ours
-        with theirs, self._log.open("wb") as log:
+        box = sandbox or NoSandbox()
+        self._sock, theirs = socket.socketpair()
+        self._control, its_control = socket.socketpair()
+        self._control.settimeout(_KEEPER_TIMEOUT_S)
+        with theirs, its_control, self._log.open("wb") as log, seccomp_file() as seccomp:
+            descriptors = (theirs.fileno(), its_control.fileno(), seccomp)
+            launch = box.launch(tree, model_dir, descriptors, self._limits, self._scratch)
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(_WORKER), str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                launch.command,
+                pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environment(),
+                env=launch.environment,
                 cwd=self._scratch,
-                start_new_session=True,  # Ctrl-C is the parent's; killing the group kills all
+                start_new_session=True,  # Ctrl-C is the parent's
             )
+        request = {"tree": launch.tree, "model": launch.model, "max_context": max_context}
         try:
-            request = {"tree": str(tree), "model": str(model_dir), "max_context": max_context}
             self._vocab_size = check_vocab_size(self._ask(request, _LOAD_TIMEOUT_S))
         except BaseException:
             self.close()
@@ -62,23 +92,51 @@ class ChildEngine:
         """Decode exactly `num_tokens` greedy tokens after `prompt`, on the parent's clock."""
         request = {"do": "generate", "prompt": list(prompt), "num_tokens": num_tokens}
         timeout_s = 60.0 + _SECONDS_PER_TOKEN * (num_tokens + len(prompt) / 8)
+        self._wake()
         start = time.perf_counter()
         answer = self._ask(request, timeout_s)
         duration_s = time.perf_counter() - start
+        self.sleep()
         return Generation(tuple(check_tokens(answer, num_tokens, self._vocab_size)), duration_s)
 
     def begin(self, prompt: Sequence[int]) -> NDArray[np.float32]:
         """Read `prompt` and return the next token's logits [vocab_size]."""
         answer = self._ask({"do": "begin", "prompt": list(prompt)}, 60.0 + len(prompt))
-        return check_logits(answer, self._vocab_size)
+        return check_logits(answer, self._vocab_size, 1).reshape(-1)
 
     def reveal(self, token: int) -> NDArray[np.float32]:
         """Tell the token that followed and return the logits after it."""
-        return check_logits(self._ask({"do": "reveal", "token": token}, 60.0), self._vocab_size)
+        answer = self._ask({"do": "reveal", "token": token}, 60.0)
+        return check_logits(answer, self._vocab_size, 1).reshape(-1)
+
+    def extend(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Tell several tokens at once and return the logits after each, [len(tokens), vocab_size].
+
+        Only for the reference, which is trusted: it learns tokens before it has committed itself.
+        """
+        rows = max(1, MAX_FRAME_BYTES // (5 * self._vocab_size))
+        parts = []
+        for start in range(0, len(tokens), rows):
+            some = list(tokens[start : start + rows])
+            answer = self._ask({"do": "extend", "tokens": some}, 60.0 + len(some))
+            parts.append(check_logits(answer, self._vocab_size, len(some)))
+        return np.concatenate(parts)
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that the engine has used so far."""
+        return self._order(b"L")[0] / os.sysconf("SC_CLK_TCK")
+
+    def sleep(self) -> None:
+        """Stop all processes of the engine until the next request."""
+        if self._asleep_at is None:
+            self._asleep_at, _, _ = self._order(b"S")
 
     def close(self) -> None:
-        """Kill the child and everything it started, and remove its scratch folder."""
+        """Kill the engine and everything it started, and remove its scratch folder."""
         self._sock.close()
+        self._control.close()  # the keeper then kills what it keeps, and ends
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_KEEPER_TIMEOUT_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -90,10 +148,20 @@ class ChildEngine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _wake(self) -> None:
+        if self._asleep_at is None:
+            return
+        ticks, _, _ = self._order(b"W")
+        worked_s = (ticks - self._asleep_at) / os.sysconf("SC_CLK_TCK")
+        self._asleep_at = None
+        if worked_s > _MAX_SLEEPING_WORK_S:
+            raise InvalidOutputError(f"used {worked_s:.2f} s of CPU time while it was stopped")
+
     def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        self._wake()
         try:
-            send_frame(self._sock, request)
-            return receive_frame(self._sock, timeout_s)
+            send_frame(self._sock, request, timeout_s)
+            return receive_frame(self._sock, timeout_s, self._watch(), _LOOK_EVERY_S)
         except (EngineFailedError, OSError) as error:
             reason = _ENDED if isinstance(error, OSError) else str(error)
             if reason == _ENDED:  # its socket closes a moment before its exit status is known
@@ -101,23 +169,38 @@ class ChildEngine:
                     self._process.wait(timeout=1.0)
             raise EngineFailedError(f"{reason}{self._last_words()}") from error
 
+    def _watch(self) -> Callable[[], None]:
+        def look() -> None:
+            _, tasks, resident = self._order(b"L")
+            if tasks > self._limits.num_tasks:
+                raise EngineFailedError(f"{tasks} tasks alive, limit {self._limits.num_tasks}")
+            if resident > self._limits.memory_bytes:
+                limit_gb = self._limits.memory_bytes / 1e9
+                raise EngineFailedError(f"{resident / 1e9:.1f} GB resident, limit {limit_gb:.1f}")
+
+        return look
+
+    def _order(self, order: bytes) -> tuple[int, int, int]:
+        """Have the keeper do something; return CPU ticks, tasks alive, resident bytes."""
+        try:
+            self._control.sendall(order)
+            answer = b""
+            while len(answer) < _LOOK.size:
+                chunk = self._control.recv(_LOOK.size - len(answer))
+                if not chunk:
+                    raise ConnectionError
+                answer += chunk
+        except OSError as error:
+            raise EngineFailedError(f"{_ENDED}{self._last_words()}") from error
+        ticks, tasks, resident = _LOOK.unpack(answer)
+        return ticks, tasks, resident
+
     def _last_words(self) -> str:
         """Return the end of the child's log, which usually names the cause."""
-        tail = self._log.read_bytes()[-_LOG_TAIL:].decode(errors="replace").strip()
+        with self._log.open("rb") as log:
+            log.seek(max(0, self._log.stat().st_size - _LOG_TAIL))
+            tail = log.read().decode(errors="replace").strip()
         status = self._process.poll()
         code = "" if status is None else f" (exit {status})"
-        return f"{code}: {tail.splitlines()[-1]}" if tail else code
-
-    def _environment(self) -> dict[str, str]:
-        """Return the child's whole environment: nothing of the parent's, no keys."""
-        scratch = str(self._scratch)
-        return {
-            "PATH": "/usr/local/bin:/usr/bin:/bin",
-            "HOME": scratch,
-            "TMPDIR": scratch,
-            "USER": "engine",
-            "LANG": "C.UTF-8",
-            "PYTHONDONTWRITEBYTECODE": "1",  # a tree is named by its content: leave no litter
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+        last = "".join(c for c in tail.splitlines()[-1] if c.isprintable())[:300] if tail else ""
+        return f"{code}: {last}" if last else code

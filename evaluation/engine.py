@@ -45,6 +45,10 @@ class Engine(Protocol):
         """Tell the token that followed and return the logits after it."""
         ...
 
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that the engine has used so far."""
+        ...
+
     def close(self) -> None:
         """End the engine and everything it started."""
         ...

@@ -5,13 +5,22 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
+from slipstream.kernels.variants import read_tree
+
+from .audits import Audit, audit_block, choose_blocks
 from .baselines import baseline_tree
+from .calibration import LogitNoise
 from .challenge import Challenge
 from .child import ChildEngine
+from .conditions import Watch
+from .errors import EngineFailedError
 from .gates import DocumentScore
 from .pairs import Pair, PairPlan, Stage, measure_pair, warm_up
 from .prompts import Prompt, Split
 from .reference import Document, Reference, score
+from .sandbox import NoSandbox, Sandbox
 
 _NUM_WARM = 2  # engines kept loaded: a candidate and its rival
 
@@ -26,11 +35,17 @@ class Evaluator(Protocol):
     def pairs(
         self, variant: str, rival: str, stage: Stage, indices: Sequence[int]
     ) -> Iterator[Pair]:
-        """Measure the pairs `indices` of a stage, one at a time."""
+        """Measure the pairs `indices` of a stage, one at a time; void ones are handed out too."""
         ...
 
     def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
         """Score the documents of a split that are not `done`, one at a time."""
+        ...
+
+    def audits(
+        self, variant: str, pairs: Sequence[Pair], count: int, done: Collection[tuple[int, int]]
+    ) -> Iterator[Audit]:
+        """Audit `count` timed blocks of a stage's pairs, those aside that are `done`."""
         ...
 
     def release(self, variant: str) -> None:
@@ -43,23 +58,40 @@ class Evaluator(Protocol):
 
 
 class LocalEvaluator:
-    """Engines as child processes on this machine, one pair at a time. Satisfies `Evaluator`."""
+    """Engines as child processes on this machine, one pair at a time. Satisfies `Evaluator`.
+
+    Args:
+        prompts: what the reference continues to documents that quality is scored on.
+        timed_prompts: fresh ones, drawn for this run.
+        tree_of: where the tree of a variant lies.
+        seed: of everything that is drawn; secret until the run is over.
+        scratch: a folder for the baselines' trees.
+    """
 
     def __init__(
         self,
         challenge: Challenge,
         model_dir: Path,
         prompts: Sequence[Prompt],
+        timed_prompts: Sequence[Prompt],
         tree_of: Callable[[str], Path],
         *,
         seed: int,
         scratch: Path,
+        sandbox: Sandbox | NoSandbox,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._challenge, self._model_dir, self._tree_of = challenge, model_dir, tree_of
-        self._prompts, self._seed, self._scratch, self._say = prompts, seed, scratch, say
+        self._prompts, self._timed_prompts = prompts, timed_prompts
+        self._seed, self._scratch, self._sandbox, self._say = seed, scratch, sandbox, say
         self._reference = Reference(
-            model_dir, challenge.quality, max_context=challenge.workload.max_context
+            model_dir,
+            challenge.quality,
+            max_context=challenge.workload.max_context,
+            sandbox=sandbox,
+        )
+        self._watch = Watch(
+            gpu=challenge.device == "cuda", max_disturbance=challenge.acceptance.max_disturbance
         )
         self._warm: OrderedDict[str, ChildEngine] = OrderedDict()
 
@@ -68,6 +100,11 @@ class LocalEvaluator:
         if self._challenge.quality.enabled:
             for split in Split:
                 self._documents(split)
+            noise = self._noise()
+            self._say(
+                f"logits closer than {noise.floor:.3f} are a tie: that is how far plain bf16 "
+                f"decoding strays from the reference here"
+            )
 
     def smoke(self, variant: str) -> None:
         """Start `variant` and let it decode a few tokens."""
@@ -78,8 +115,9 @@ class LocalEvaluator:
     ) -> Iterator[Pair]:
         """Measure pairs. Confirmation starts both engines anew, on held-out prompts."""
         held_out = stage in (Stage.CONFIRM, Stage.BASELINE)
-        prompts = self._split(Split.HELD_OUT if held_out else Split.PUBLIC)
-        plan = PairPlan(stage, prompts, self._seed)
+        split = Split.HELD_OUT if held_out else Split.PUBLIC
+        prompts = [prompt for prompt in self._timed_prompts if prompt.split is split]
+        plan = PairPlan(stage, prompts, self._seed, f"{variant}:{rival}")
         num_tokens = self._challenge.workload.num_tokens
         if stage is Stage.CONFIRM:
             self.release(variant)
@@ -87,13 +125,35 @@ class LocalEvaluator:
         twin = f"{rival}#twin" if variant == rival else rival
         for index in indices:
             candidate, other = self._engine(variant), self._engine(twin)
-            yield measure_pair(candidate, other, plan, index, num_tokens)
+            yield from measure_pair(candidate, other, plan, index, num_tokens, self._watch)
 
     def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
         """Score documents through the engine's decode step."""
         for document in self._documents(split):
             if document.prompt.id not in done:
                 yield score(self._engine(variant), document)
+        self._sleep(variant)
+
+    def audits(
+        self, variant: str, pairs: Sequence[Pair], count: int, done: Collection[tuple[int, int]]
+    ) -> Iterator[Audit]:
+        """Audit timed blocks in a fresh process, which can't know which prompts were timed."""
+        tokens_of = {prompt.id: prompt.tokens for prompt in self._timed_prompts}
+        blocks = choose_blocks(self._seed, variant, pairs[0].stage, len(pairs), count)
+        floor = self._noise().floor
+        self.release(variant)
+        for position, block in blocks:
+            pair = pairs[position]
+            if (pair.index, block) in done:
+                continue
+            prompt, timed = tokens_of[pair.prompts[block]], pair.tokens[block]
+            engine = self._engine(variant)
+            replayed = [engine.begin(prompt), *(engine.reveal(token) for token in timed[:-1])]
+            engine.sleep()
+            reference = self._reference.logits(prompt, timed)
+            yield audit_block(
+                pair.stage, pair.index, block, timed, np.stack(replayed), reference, floor
+            )
 
     def release(self, variant: str) -> None:
         """Stop the engine of `variant`, and its twin's."""
@@ -103,18 +163,25 @@ class LocalEvaluator:
 
     def close(self) -> None:
         """Stop all engines."""
+        self._reference.close()
         while self._warm:
             self._warm.popitem()[1].close()
 
-    def _split(self, split: Split) -> list[Prompt]:
-        return [prompt for prompt in self._prompts if prompt.split is split]
+    def _sleep(self, variant: str) -> None:
+        if variant in self._warm:
+            self._warm[variant].sleep()
 
     def _documents(self, split: Split) -> Sequence[Document]:
         def progress(done: int, total: int) -> None:
             if done % 6 == 0:
                 self._say(f"reference writes the {split} ground truth, once: {done}/{total}")
 
-        return self._reference.documents(self._split(split), progress)
+        own = [prompt for prompt in self._prompts if prompt.split is split]
+        return self._reference.documents(own, progress)
+
+    def _noise(self) -> LogitNoise:
+        public = [prompt for prompt in self._prompts if prompt.split is Split.PUBLIC]
+        return self._reference.noise(public, self._say)
 
     def _engine(self, name: str) -> ChildEngine:
         """Return the warm engine `name`, starting it and warming it up if needed."""
@@ -124,16 +191,26 @@ class LocalEvaluator:
         while len(self._warm) >= _NUM_WARM:
             self._warm.popitem(last=False)[1].close()
         variant = name.partition("#")[0]
-        if variant.startswith("transformers-"):
-            tree = baseline_tree(variant, self._scratch)
-        else:
-            tree = self._tree_of(variant)
         workload = self._challenge.workload
-        engine = ChildEngine(tree, self._model_dir, max_context=workload.max_context)
+        engine = ChildEngine(
+            self._tree(variant),
+            self._model_dir,
+            max_context=workload.max_context,
+            sandbox=self._sandbox,
+        )
         self._warm[name] = engine
         try:
-            warm_up(engine, self._split(Split.PUBLIC)[0], workload.num_tokens)
+            warm_up(engine, self._prompts[0], workload.num_tokens)
         except BaseException:
             self.release(variant)
             raise
         return engine
+
+    def _tree(self, variant: str) -> Path:
+        if variant.startswith("transformers-"):
+            return baseline_tree(variant, self._scratch)
+        tree = self._tree_of(variant)
+        found = read_tree(tree).id
+        if found != variant:
+            raise EngineFailedError(f"the tree stored as {variant} was changed: it is {found} now")
+        return tree

@@ -77,7 +77,7 @@ def score_document(
         logits: the variant's logits before each of those tokens, [num_tokens, vocab_size].
         reference: the reference's, same shape.
     """
-    ours, theirs = _log_softmax(logits), _log_softmax(reference)
+    ours, theirs = log_softmax(logits), log_softmax(reference)
     rows = np.arange(len(tokens))
     return DocumentScore(
         document=document,
@@ -101,7 +101,8 @@ def _agrees(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> NDAr
     return agrees
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return log probabilities of logits [num_tokens, vocab_size], computed in float64."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))

@@ -1,16 +1,18 @@
 """One interleaved pair of timed blocks: A B B A, both engines warm, order drawn at random.
 
 A drift of the machine that is linear over the pair cancels: each engine has the same mean position
-in time. Both engines get the same prompt, so its length cancels too.
+in time. Both engines get the same two prompts, so their lengths cancel too; no engine gets a prompt
+twice, so that remembering answers is of no use.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
 
+from .conditions import Conditions, Watch
 from .engine import Engine
 from .prompts import Prompt
 
@@ -27,14 +29,27 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class Pair:
-    """Speeds of one pair, in output tokens per second, prefill included."""
+    """Speeds of one pair, in output tokens per second, prefill included.
+
+    Attributes:
+        prompts: names of the two prompts, in the order of the candidate's blocks.
+        order: "ABBA" or "BAAB"; A is the candidate.
+        tokens: what the candidate decoded in each of its blocks, to be audited.
+        conditions: the machine while the pair was measured.
+        attempt: how often this pair was measured before and found disturbed.
+        void: why it doesn't count; empty if it does.
+    """
 
     stage: Stage
     index: int
-    prompt: str
-    order: str  # "ABBA" or "BAAB"; A is the candidate
+    prompts: tuple[str, ...]
+    order: str
     tps: float
     tps_rival: float
+    tokens: tuple[tuple[int, ...], ...] = ()
+    conditions: Conditions = field(default_factory=Conditions)
+    attempt: int = 0
+    void: str = ""
 
     @property
     def log_ratio(self) -> float:
@@ -44,23 +59,30 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairPlan:
-    """Which prompt and order pair `index` of a stage gets; the same plan after a restart."""
+    """Which prompts and order pair `index` of a stage gets; the same plan after a restart.
+
+    Attributes:
+        race: who races whom; another race gets other prompts.
+    """
 
     stage: Stage
     prompts: Sequence[Prompt]
     seed: int
+    race: str
 
-    def at(self, index: int) -> tuple[Prompt, str]:
-        """Return prompt and order of one pair.
+    def at(self, index: int, attempt: int = 0) -> tuple[tuple[Prompt, Prompt], str]:
+        """Return prompts and order of one pair.
 
-        Prompts are dealt from a shuffled deck, so that a stage covers all kinds. Orders come in
-        twos, one of each, so that a stage is balanced.
+        Prompts are dealt from a shuffled deck that mixes variations of all kinds; no prompt is
+        dealt twice in a stage while the deck lasts. Orders come in twos, one of each, so that a
+        stage is balanced.
         """
-        rng = np.random.default_rng([self.seed, *self.stage.encode()])
+        rng = np.random.default_rng([self.seed, *f"{self.stage}{self.race}{attempt}".encode()])
         deck = rng.permutation(len(self.prompts))
         flips = rng.integers(0, 2, 4096)
         first = bool(flips[index // 2 % len(flips)]) ^ bool(index % 2)
-        return self.prompts[deck[index % len(deck)]], "ABBA" if first else "BAAB"
+        one, two = (self.prompts[deck[(2 * index + k) % len(deck)]] for k in range(2))
+        return (one, two), "ABBA" if first else "BAAB"
 
 
 def warm_up(engine: Engine, prompt: Prompt, num_tokens: int) -> None:
@@ -70,20 +92,57 @@ def warm_up(engine: Engine, prompt: Prompt, num_tokens: int) -> None:
 
 
 def measure_pair(
-    candidate: Engine, rival: Engine, plan: PairPlan, index: int, num_tokens: int
-) -> Pair:
-    """Time one pair.
+    candidate: Engine, rival: Engine, plan: PairPlan, index: int, num_tokens: int, watch: Watch
+) -> Iterator[Pair]:
+    """Time one pair; again, on other prompts, as long as the machine is disturbed.
 
     Args:
         num_tokens: new tokens per block; each engine decodes two blocks.
 
+    Yields:
+        The void attempts, if any, then the pair that counts.
+
     Raises:
         EngineError: one of the engines failed or broke the protocol.
     """
-    prompt, order = plan.at(index)
-    spent = {"A": 0.0, "B": 0.0}
+    for attempt in range(watch.max_attempts):
+        pair = _time(candidate, rival, plan, index, attempt, num_tokens, watch)
+        if attempt == watch.max_attempts - 1:
+            pair = replace(pair, void="")
+        yield pair
+        if not pair.void:
+            return
+
+
+def _time(
+    candidate: Engine,
+    rival: Engine,
+    plan: PairPlan,
+    index: int,
+    attempt: int,
+    num_tokens: int,
+    watch: Watch,
+) -> Pair:
+    prompts, order = plan.at(index, attempt)
     engines = {"A": candidate, "B": rival}
+    spent = {"A": 0.0, "B": 0.0}
+    blocks: dict[str, list[tuple[int, ...]]] = {"A": [], "B": []}
+    watch.start(lambda: candidate.cpu_s() + rival.cpu_s())
     for letter in order:
-        spent[letter] += engines[letter].generate(prompt.tokens, num_tokens).duration_s
-    tps = {letter: 2 * num_tokens / seconds for letter, seconds in spent.items()}
-    return Pair(plan.stage, index, prompt.id, order, tps["A"], tps["B"])
+        prompt = prompts[len(blocks[letter])]
+        generation = engines[letter].generate(prompt.tokens, num_tokens)
+        spent[letter] += generation.duration_s
+        blocks[letter].append(generation.tokens)
+    conditions = watch.stop()
+    return Pair(
+        stage=plan.stage,
+        index=index,
+        prompts=tuple(prompt.id for prompt in prompts),
+        order=order,
+        tps=2 * num_tokens / spent["A"],
+        tps_rival=2 * num_tokens / spent["B"],
+        tokens=tuple(blocks["A"]),
+        conditions=conditions,
+        attempt=attempt,
+        void=watch.verdict(conditions),
+    )

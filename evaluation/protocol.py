@@ -7,6 +7,7 @@ code. The parent asks, the child answers, one frame each:
     generate  {prompt, num_tokens}           → {tokens}
     begin     {prompt}                       → {logits}   float32 bytes, the next token's
     reveal    {token}                        → {logits}
+    extend    {tokens}                       → {logits}   of each; asked of the reference only
     any                                      → {error}    one line
 """
 
@@ -15,6 +16,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -27,24 +29,42 @@ MAX_FRAME_BYTES = 8 << 20  # a vocabulary of 262,144 float32 logits is 1 MiB
 _HEADER = struct.Struct(">I")
 
 
-def send_frame(sock: socket.socket, message: dict[str, Any]) -> None:
-    """Send one frame."""
+def send_frame(sock: socket.socket, message: dict[str, Any], timeout_s: float) -> None:
+    """Send one frame.
+
+    Raises:
+        EngineFailedError: the other side didn't take it within `timeout_s`.
+    """
     payload: bytes = msgpack.packb(message)
-    sock.sendall(_HEADER.pack(len(payload)) + payload)
+    sock.settimeout(timeout_s)
+    try:
+        sock.sendall(_HEADER.pack(len(payload)) + payload)
+    except TimeoutError as error:
+        raise EngineFailedError(f"took no request within {timeout_s:g} s") from error
+    finally:
+        sock.settimeout(None)
 
 
-def receive_frame(sock: socket.socket, timeout_s: float) -> dict[str, Any]:
+def receive_frame(
+    sock: socket.socket,
+    timeout_s: float,
+    look: Callable[[], None] = lambda: None,
+    look_every_s: float = math.inf,
+) -> dict[str, Any]:
     """Receive one frame.
+
+    Args:
+        look: called every `look_every_s` seconds of waiting; may raise.
 
     Raises:
         EngineFailedError: the other side closed, or was silent for longer than `timeout_s`.
         InvalidOutputError: too long, not msgpack, or not a map.
     """
-    deadline = time.monotonic() + timeout_s
-    (length,) = _HEADER.unpack(_receive_exactly(sock, _HEADER.size, deadline, timeout_s))
+    wait = _Wait(sock, timeout_s, look, look_every_s)
+    (length,) = _HEADER.unpack(wait.for_bytes(_HEADER.size))
     if length > MAX_FRAME_BYTES:
         raise InvalidOutputError(f"frame of {length} bytes, limit {MAX_FRAME_BYTES}")
-    payload = _receive_exactly(sock, length, deadline, timeout_s)
+    payload = wait.for_bytes(length)
     try:
         message = msgpack.unpackb(payload)
     except (ValueError, msgpack.UnpackException) as error:
@@ -54,22 +74,34 @@ def receive_frame(sock: socket.socket, timeout_s: float) -> dict[str, Any]:
     return message
 
 
-def _receive_exactly(
-    sock: socket.socket, count: int, deadline: float, timeout_s: float
-) -> bytearray:
-    received = bytearray()
-    while len(received) < count:
-        ready, _, _ = select.select([sock], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise EngineFailedError(f"no answer within {timeout_s:g} s")
-        try:
-            chunk = sock.recv(min(1 << 20, count - len(received)))
-        except ConnectionError:
-            chunk = b""
-        if not chunk:
-            raise EngineFailedError("the engine's process ended")
-        received += chunk
-    return received
+class _Wait:
+    """Waiting for bytes until one deadline, with a look at the engine now and then."""
+
+    def __init__(
+        self, sock: socket.socket, timeout_s: float, look: Callable[[], None], look_every_s: float
+    ) -> None:
+        self._sock, self._timeout_s = sock, timeout_s
+        self._look, self._look_every_s = look, look_every_s
+        self._deadline = time.monotonic() + timeout_s
+
+    def for_bytes(self, count: int) -> bytearray:
+        received = bytearray()
+        while len(received) < count:
+            left_s = self._deadline - time.monotonic()
+            if left_s <= 0:
+                raise EngineFailedError(f"no answer within {self._timeout_s:g} s")
+            ready, _, _ = select.select([self._sock], [], [], min(left_s, self._look_every_s))
+            if not ready:
+                self._look()
+                continue
+            try:
+                chunk = self._sock.recv(min(1 << 20, count - len(received)))
+            except ConnectionError:
+                chunk = b""
+            if not chunk:
+                raise EngineFailedError("the engine's process ended")
+            received += chunk
+        return received
 
 
 def check_tokens(message: dict[str, Any], num_tokens: int, vocab_size: int) -> list[int]:
@@ -89,17 +121,17 @@ def check_tokens(message: dict[str, Any], num_tokens: int, vocab_size: int) -> l
     return tokens
 
 
-def check_logits(message: dict[str, Any], vocab_size: int) -> NDArray[np.float32]:
-    """Return the logits [vocab_size] of an answer to `begin` or `reveal`.
+def check_logits(message: dict[str, Any], vocab_size: int, rows: int) -> NDArray[np.float32]:
+    """Return the logits [rows, vocab_size] of an answer to `begin`, `reveal` or `extend`.
 
     Raises:
         InvalidOutputError: wrong size, NaN or infinity.
     """
     raw = _only_field(message, "logits")
-    if not isinstance(raw, bytes) or len(raw) != 4 * vocab_size:
-        raise InvalidOutputError(f"logits are not {vocab_size} float32 values")
-    logits = np.frombuffer(raw, np.float32)
-    if not math.isfinite(float(logits.sum(dtype=np.float64))):
+    if not isinstance(raw, bytes) or len(raw) != 4 * rows * vocab_size:
+        raise InvalidOutputError(f"logits are not {rows} × {vocab_size} float32 values")
+    logits = np.frombuffer(raw, np.float32).reshape(rows, vocab_size)
+    if not np.isfinite(logits).all():
         raise InvalidOutputError("logits hold NaN or infinity")
     return logits
 
@@ -108,7 +140,7 @@ def check_vocab_size(message: dict[str, Any]) -> int:
     """Return the vocabulary size of an answer to `load`."""
     size = _only_field(message, "vocab_size")
     if type(size) is not int or not 0 < size <= MAX_FRAME_BYTES // 4:
-        raise InvalidOutputError(f"vocab_size {size!r} is not a sensible number")
+        raise InvalidOutputError(f"vocab_size {str(size)[:40]!r} is not a sensible number")
     return size
 
 

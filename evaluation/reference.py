@@ -17,12 +17,18 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from .baselines import baseline_tree
+from .calibration import LogitNoise, logit_noise
 from .challenge import Quality
 from .child import ChildEngine
 from .engine import Engine
 from .gates import DocumentScore, score_document
+from .hardware import detect_hardware
 from .home import cache_dir, make_dir
-from .prompts import Prompt
+from .prompts import Prompt, Split
+from .sandbox import NoSandbox, Sandbox
+from .secret import held_out_seed
+
+_NOISE_DOCUMENTS = 4
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,21 @@ def _silent(done: int, total: int) -> None:
 class Reference:
     """Documents of one model, made on first use."""
 
-    def __init__(self, model_dir: Path, quality: Quality, *, max_context: int) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        quality: Quality,
+        *,
+        max_context: int,
+        sandbox: Sandbox | NoSandbox | None = None,
+        salt: str = "",
+    ) -> None:
         self._model_dir, self._quality, self._max_context = model_dir, quality, max_context
-        key = f"{model_dir}|{quality.reference_dtype}|{quality.seed}|{quality.continuation_tokens}"
+        self._sandbox, self._salt = sandbox, salt
+        key = f"{model_dir}|{quality.reference_dtype}|{quality.continuation_tokens}"
         name = hashlib.sha256(key.encode()).hexdigest()[:16]
         self._folder = make_dir(cache_dir() / "reference" / name)
+        self._engine: ChildEngine | None = None
 
     def documents(
         self, prompts: Sequence[Prompt], say: Callable[[int, int], None] = _silent
@@ -75,10 +91,51 @@ class Reference:
             for prompt in chosen
         )
 
+    def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return the reference's logits before each of `tokens`, [len(tokens), vocab_size]."""
+        engine = self._awake()
+        first = engine.begin(prompt)[None]
+        rows = np.concatenate([first, engine.extend(tokens[:-1])]) if len(tokens) > 1 else first
+        engine.sleep()
+        return rows
+
+    def noise(self, prompts: Sequence[Prompt], say: Callable[[str], None]) -> LogitNoise:
+        """Return how far honest computations differ here; measured once per machine."""
+        documents = [
+            (d.prompt.tokens, d.tokens) for d in self.documents(prompts)[:_NOISE_DOCUMENTS]
+        ]
+
+        def start(name: str, threads: int | None) -> ChildEngine:
+            count = f"{threads or 'all'} threads"
+            say(f"noise of the logits on this machine, once: {name}, {count}")
+            return self._start(name, threads)
+
+        kept = self._folder / f"noise-{detect_hardware().id}.json"
+        return logit_noise(kept, documents, start)
+
+    def close(self) -> None:
+        """Stop the reference's process, if it runs."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _awake(self) -> ChildEngine:
+        if self._engine is None:
+            short = {"float32": "fp32", "bfloat16": "bf16"}[self._quality.reference_dtype]
+            self._engine = self._start(f"transformers-{short}", None)
+        return self._engine
+
+    def _start(self, name: str, threads: int | None) -> ChildEngine:
+        return ChildEngine(
+            baseline_tree(name, self._folder, threads),
+            self._model_dir,
+            max_context=self._max_context,
+            sandbox=self._sandbox,
+        )
+
     def _make(self, prompts: Sequence[Prompt], say: Callable[[int, int], None]) -> None:
-        short = {"float32": "fp32", "bfloat16": "bf16"}[self._quality.reference_dtype]
-        tree = baseline_tree(f"transformers-{short}", self._folder)
-        with ChildEngine(tree, self._model_dir, max_context=self._max_context) as engine:
+        engine = self._awake()
+        try:
             for done, prompt in enumerate(prompts):
                 say(done, len(prompts))
                 tokens, logits = self._sample(engine, prompt)
@@ -88,9 +145,11 @@ class Reference:
                 partial.write_text(json.dumps(tokens))
                 partial.rename(self._tokens_path(prompt))
             say(len(prompts), len(prompts))
+        finally:
+            self.close()
 
     def _sample(self, engine: Engine, prompt: Prompt) -> tuple[list[int], NDArray[np.float32]]:
-        digest = hashlib.sha256(f"{self._quality.seed}|{prompt.id}".encode()).digest()
+        digest = hashlib.sha256(f"{self._seed(prompt.split)}|{prompt.id}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         tokens: list[int] = []
         rows: list[NDArray[np.float32]] = []
@@ -103,8 +162,15 @@ class Reference:
                 return tokens, np.stack(rows)
             logits = engine.reveal(tokens[-1])
 
+    def _seed(self, split: Split) -> str:
+        """Return the seed of a split's ground truth: fixed in public, secret if held out."""
+        if split is Split.PUBLIC or self._quality.held_out == "fixed":
+            return str(self._quality.seed)
+        return held_out_seed(self._salt)
+
     def _name(self, prompt: Prompt) -> str:
-        digest = hashlib.sha256(repr(prompt.tokens).encode()).hexdigest()[:8]
+        text = f"{prompt.tokens}|{self._seed(prompt.split)}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return f"{prompt.id}-{digest}"
 
     def _tokens_path(self, prompt: Prompt) -> Path:

@@ -21,6 +21,11 @@ class Estimate:
     num_pairs: int
 
     @property
+    def deviation(self) -> float:
+        """The standard deviation of a single pair."""
+        return self.stderr * math.sqrt(self.num_pairs)
+
+    @property
     def ratio(self) -> float:
         """The speed ratio."""
         return math.exp(self.mean)
@@ -40,6 +45,11 @@ class Estimate:
             return 0.0 if self.mean > threshold else 1.0
         t = (self.mean - threshold) / self.stderr
         return float(stats.t.sf(t, self.num_pairs - 1))
+
+    def at(self, num_pairs: int) -> "Estimate":
+        """Return what this would be if more pairs went on the same way."""
+        stderr = self.stderr * math.sqrt(self.num_pairs / num_pairs)
+        return Estimate(self.mean, stderr, num_pairs)
 
     def __add__(self, other: "Estimate") -> "Estimate":
         """Chain two independent comparisons: A over B, and B over C, give A over C."""
@@ -92,3 +102,14 @@ def noise_floor(log_ratios: Sequence[float], num_pairs: int, *, seed: int = 0) -
     rng = np.random.default_rng(seed)
     means = rng.choice(values, (4000, num_pairs)).mean(axis=1)
     return float(np.quantile(means, 0.95))
+
+
+def detectable_gain(deviation: float, num_pairs: int, level: float, power: float = 0.8) -> float:
+    """Return the least log ratio that a one-sided paired t-test finds with `power`.
+
+    Args:
+        deviation: standard deviation of a single pair's log ratio.
+        level: the test's p-value.
+    """
+    reach = stats.t.ppf(1 - level, num_pairs - 1) + stats.t.ppf(power, num_pairs - 1)
+    return float(reach) * deviation / math.sqrt(num_pairs)

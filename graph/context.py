@@ -57,7 +57,8 @@ class LoopContext:
         seed_variant: the shipped engine with no lever.
         num_documents: scored documents per split; 0 where quality isn't judged.
         batch: hypotheses per round.
-        unsafe_local: run trees with changed source without a sandbox.
+        no_sandbox: why engines run without a sandbox; empty where they run in one.
+        unsafe_local: run trees with changed source even where there is no sandbox.
     """
 
     run: str
@@ -79,6 +80,7 @@ class LoopContext:
     num_documents: int
     batch: int = 1
     max_repairs: int = 2
+    no_sandbox: str = ""
     unsafe_local: bool = False
     emit: Callable[[Event], None] = lambda _: None
     workshop_lock: threading.Lock = field(default_factory=threading.Lock)  # coders are parallel

@@ -12,7 +12,7 @@ from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Experiment, Hypothesis, Variant
 
 from .context import LoopContext
-from .inspection import recorded_result, untrusted
+from .inspection import recorded_result, refused
 from .state import Task
 
 
@@ -48,7 +48,7 @@ def _try_out(tree: Tree, context: LoopContext, hypothesis: Hypothesis) -> str | 
     """Run the tree on a tiny input, unless that is pointless; return why it doesn't work."""
     if reason := refusal(context.shape, tree.settings, context.machine):
         return reason
-    if untrusted(tree.engine_id, context) or recorded_result(tree.id, hypothesis.id, context):
+    if refused(tree.engine_id, context) or recorded_result(tree.id, hypothesis.id, context):
         return None  # inspection decides
     context.variants.add(tree)
     try:

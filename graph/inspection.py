@@ -30,12 +30,12 @@ def inspect_variant(hypothesis: str, variant: str, context: LoopContext) -> Judg
         verdict = earlier.verdict or Verdict.FAILED
         reason = f"the same tree was judged in {earlier.id}: {earlier.reason}"
         return Judgement(verdict, earlier.cause or Cause.ENGINE, reason)
-    if untrusted(context.memory.variant(variant).engine, context):
+    if refused(context.memory.variant(variant).engine, context):
         return Judgement(
             Verdict.FAILED,
             Cause.ENGINE,
-            "its source was changed by an agent, and no sandbox is in place to run it in; "
-            "--unsafe-local runs it all the same",
+            "its source was changed by an agent, and there is no sandbox to run it in: "
+            f"{context.no_sandbox}; --unsafe-local runs it all the same",
         )
     return None
 
@@ -51,8 +51,12 @@ def recorded_result(variant: str, hypothesis: str, context: LoopContext) -> Expe
     return None
 
 
-def untrusted(engine: str, context: LoopContext) -> bool:
-    """Whether a source, by its hash, differs from the shipped engine's and may not run here."""
-    if context.unsafe_local:
-        return False
-    return engine != context.memory.variant(context.seed_variant).engine
+def refused(engine: str, context: LoopContext) -> bool:
+    """Whether a source, by its hash, may not run here."""
+    return is_exposed(engine, context) and not context.unsafe_local
+
+
+def is_exposed(engine: str, context: LoopContext) -> bool:
+    """Whether a source that isn't the shipped engine's would run here without a sandbox."""
+    shipped = context.memory.variant(context.seed_variant).engine
+    return bool(context.no_sandbox) and engine != shipped

@@ -30,7 +30,7 @@ def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
     rule, keep_s = context.rule(), reserve_s(context, experiment.rival)
     try:
         while isinstance(need := decide(context.memory.evidence(hypothesis), rule), Need):
-            meet(context, experiment, need, rule, keep_s)
+            meet(context, experiment, need, keep_s)
     except OutOfTimeError:
         reason = "the run's time ended before it was decided"
         return Judgement(Verdict.INCONCLUSIVE, Cause.BUDGET, reason)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from slipstream.evaluation.acceptance import Need, Rule
+from slipstream.evaluation.acceptance import Need
 from slipstream.evaluation.errors import EngineError, OutOfTimeError
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.prompts import Split
@@ -11,9 +11,7 @@ from slipstream.memory.records import Experiment
 from .context import LoopContext
 
 
-def meet(
-    context: LoopContext, experiment: Experiment, need: Need, rule: Rule, keep_s: float
-) -> None:
+def meet(context: LoopContext, experiment: Experiment, need: Need, keep_s: float) -> None:
     """Measure what `need` asks for.
 
     Args:
@@ -31,8 +29,9 @@ def meet(
 
     check_time()
     if need.stage is not None:
-        count = rule.num_pairs(need.stage)
-        measure_pairs(context, experiment, experiment.rival, need.stage, count, check_time)
+        measure_pairs(context, experiment, experiment.rival, need.stage, need.count, check_time)
+    if need.audit is not None:
+        audit_blocks(context, experiment, need.audit, need.count, check_time)
     if need.split is not None:
         measure_scores(context, experiment, need.split, check_time)
 
@@ -64,7 +63,7 @@ def measure_pairs(
     """Measure the pairs of a stage that memory doesn't have yet."""
     attempts = 2  # a failed process voids its pair; a second failure is the engine's
     while True:
-        done = {p.index for p in context.memory.evidence(experiment.id).pairs if p.stage is stage}
+        done = {pair.index for pair in context.memory.evidence(experiment.id).counting(stage)}
         missing = [index for index in range(count) if index not in done]
         if not missing:
             return
@@ -72,6 +71,10 @@ def measure_pairs(
         try:
             for pair in context.evaluator.pairs(experiment.variant, rival, stage, missing):
                 context.memory.add_pair(experiment.id, pair)
+                if pair.void:
+                    context.say("benchmarker", f"pair {pair.index + 1} is void: {pair.void}")
+                    context.check_stop()
+                    continue
                 done.add(pair.index)
                 figures = f"{pair.tps:.1f} against {pair.tps_rival:.1f} tokens/s"
                 context.say("benchmarker", f"{len(done)}/{count}: {figures}", fleeting=True)
@@ -99,5 +102,25 @@ def measure_scores(
         done.add(score.document)
         progress = f"{len(done)}/{context.num_documents}: {score.document}"
         context.say("benchmarker", progress, fleeting=True)
+        context.check_stop()
+        check_time()
+
+
+def audit_blocks(
+    context: LoopContext,
+    experiment: Experiment,
+    stage: Stage,
+    count: int,
+    check_time: Callable[[], None] = _no_limit,
+) -> None:
+    """Audit the timed blocks of a stage that memory has no audit of yet."""
+    evidence = context.memory.evidence(experiment.id)
+    done = {(audit.index, audit.block) for audit in evidence.audits if audit.stage is stage}
+    context.say("benchmarker", f"audit: {count} timed blocks of {experiment.variant}, {stage}")
+    pairs = evidence.counting(stage)
+    for audit in context.evaluator.audits(experiment.variant, pairs, count, done):
+        context.memory.add_audit(experiment.id, audit)
+        figures = f"{audit.matches}/{audit.num_tokens} tokens are the reference's picks"
+        context.say("benchmarker", figures, fleeting=True)
         context.check_stop()
         check_time()

@@ -13,13 +13,14 @@ from slipstream.agents.offline_benchmarker import OfflineBenchmarker
 from slipstream.agents.offline_coder import OfflineCoder
 from slipstream.agents.offline_planner import OfflinePlanner
 from slipstream.agents.roles import Benchmarker, Coder, Planner
+from slipstream.evaluation import sandbox
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError
 from slipstream.evaluation.evaluator import Evaluator, LocalEvaluator
 from slipstream.evaluation.hardware import detect_hardware, read_bandwidth_gbps
 from slipstream.evaluation.home import data_dir, make_dir
 from slipstream.evaluation.models import fetch_model
-from slipstream.evaluation.prompts import Split, load_prompts
+from slipstream.evaluation.prompts import Split, fresh_prompts, load_prompts
 from slipstream.kernels.census import ModelShape, read_shape
 from slipstream.kernels.levers import SEED_SETTINGS, Machine
 from slipstream.kernels.variants import VariantStore, seed_tree
@@ -121,6 +122,7 @@ def open_context(
             seed=run.seed,
             seed_variant=seed.id,
             num_documents=bench.num_documents if challenge.quality.enabled else 0,
+            no_sandbox=sandbox.problem(),
             unsafe_local=run.unsafe,
             emit=emit,
             stopping=stack.enter_context(_stop_on_interrupt(emit)),
@@ -137,14 +139,18 @@ def _local_bench(
 
     model_dir = fetch_model(challenge.model, say)
     shape = read_shape(model_dir)
-    prompts = load_prompts(challenge.workload, model_dir, shape.vocab_size)
+    workload = challenge.workload
+    prompts = load_prompts(workload, model_dir, shape.vocab_size)
+    timed_prompts = fresh_prompts(workload, model_dir, shape.vocab_size, run.seed, folder)
     evaluator = LocalEvaluator(
         challenge,
         model_dir,
         prompts,
+        timed_prompts,
         variants.path,
         seed=run.seed,
         scratch=make_dir(folder / "baselines"),
+        sandbox=sandbox.choose(gpu=challenge.device == "cuda"),
         say=say,
     )
     evaluator.prepare()

@@ -1,17 +1,18 @@
 """One race outside a run: a variant against another engine, for `slipstream bench`."""
 
+import secrets
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+from slipstream.evaluation import sandbox
 from slipstream.evaluation.challenge import load_challenge
 from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.evaluator import LocalEvaluator
 from slipstream.evaluation.home import data_dir
 from slipstream.evaluation.models import fetch_model
 from slipstream.evaluation.pairs import Stage
-from slipstream.evaluation.prompts import load_prompts
+from slipstream.evaluation.prompts import fresh_prompts, load_prompts
 from slipstream.evaluation.statistics import Estimate, estimate, geometric_mean
 from slipstream.kernels.census import read_shape
 from slipstream.kernels.levers import SEED_SETTINGS
@@ -41,26 +42,33 @@ def race(
     """
     challenge = load_challenge(challenge_name)
     store = VariantStore(data_dir() / "variants")
-    seed = seed_tree(SEED_SETTINGS)
-    store.add(seed)
+    shipped = seed_tree(SEED_SETTINGS)
+    store.add(shipped)
     names = [
-        seed.id if name == "seed" else name if _is_baseline(name) else memory.variant(name).id
+        shipped.id if name == "seed" else name if _is_baseline(name) else memory.variant(name).id
         for name in (variant, against)
     ]
     model_dir = fetch_model(challenge.model, say)
-    prompts = load_prompts(challenge.workload, model_dir, read_shape(model_dir).vocab_size)
+    workload, seed = challenge.workload, secrets.randbelow(2**31)
+    vocab_size = read_shape(model_dir).vocab_size
+    prompts = load_prompts(workload, model_dir, vocab_size)
     with tempfile.TemporaryDirectory() as scratch:
         evaluator = LocalEvaluator(
             challenge,
             model_dir,
             prompts,
+            fresh_prompts(workload, model_dir, vocab_size, seed, Path(scratch)),
             store.path,
-            seed=time.time_ns() % 2**31,
+            seed=seed,
             scratch=Path(scratch),
+            sandbox=sandbox.choose(gpu=challenge.device == "cuda"),
         )
         pairs = []
         try:
             for pair in evaluator.pairs(names[0], names[1], Stage.CONFIRM, range(num_pairs)):
+                if pair.void:
+                    say(f"void: {pair.void}")
+                    continue
                 pairs.append(pair)
                 say(f"pair {len(pairs)}/{num_pairs}: {pair.tps:.1f} against {pair.tps_rival:.1f}")
         except EngineError as error:

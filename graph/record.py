@@ -9,6 +9,7 @@ from slipstream.evaluation.acceptance import Judgement, Verdict
 from slipstream.memory.records import Finding
 
 from .context import LoopContext
+from .inspection import is_exposed
 from .state import LoopState
 
 
@@ -35,6 +36,8 @@ def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -
     hypothesis = context.memory.hypothesis(hypothesis_id)
     explanation = context.benchmarker.explain(hypothesis, judgement)
     parent = context.memory.variant(hypothesis.parent).settings
+    experiment = context.memory.experiment(hypothesis_id)
+    engine = context.memory.variant(experiment.variant).engine if experiment else ""
     values = [v for name, v in sorted(hypothesis.settings.items()) if parent.get(name) != v]
     finding = Finding(
         experiment=hypothesis_id,
@@ -43,7 +46,7 @@ def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -
         predicted_gain=hypothesis.predicted_gain,
         mechanism=explanation.mechanism,
         reopen=explanation.reopen,
-        unsafe=context.unsafe_local,
+        unsafe=is_exposed(engine, context) and context.unsafe_local,
         learned_at=time.time(),
     )
     context.memory.record(hypothesis_id, judgement, finding, context.budget.spent_s)

@@ -1,7 +1,6 @@
 """survey: where the champion stands, against the baseline and against the roofline."""
 
 import time
-from dataclasses import replace
 from typing import Any
 
 from langgraph.runtime import Runtime
@@ -10,20 +9,25 @@ from slipstream.evaluation.acceptance import Cause, Judgement, Verdict, quality_
 from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.prompts import Split
-from slipstream.evaluation.statistics import noise_floor
 from slipstream.kernels.census import bytes_per_token
 from slipstream.memory.leaderboard import champion as recorded_champion
 from slipstream.memory.records import Experiment
 
+from .calibrating import calibrate
 from .context import LoopContext
 from .measuring import measure_pairs, measure_scores
 from .state import LoopState
 
 
 def survey(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
-    """Measure the starting point in the first round; in each, say how far the roofline is."""
+    """Measure the starting point in the first round; in each, say how far the roofline is.
+
+    What has expired or drifted is measured anew: the noise floor, the champion's own speed-up.
+    """
     context = runtime.context
     champion = state.champion or starting_champion(context)
+    calibrate(context, champion)
+    reverify(context, champion)
     read_bytes = sum(
         bytes_per_token(context.shape, context.memory.variant(champion).settings).values()
     )
@@ -53,7 +57,7 @@ def starting_champion(context: LoopContext) -> str:
             context.say("survey", f"memory has a champion: {champion} ({found.speedup:.2f}×)")
     _commit_lineage(context, champion)
     try:
-        _measure_noise(context, _begin(context, "000", context.seed_variant), champion)
+        calibrate(context, champion)
         _measure_start(context, _begin(context, "000", context.seed_variant))
         if champion != context.seed_variant:
             _measure_start(context, _begin(context, "000-inherited", champion))
@@ -63,6 +67,19 @@ def starting_champion(context: LoopContext) -> str:
         ) from error
     context.workshop.promote(champion)
     return champion
+
+
+def reverify(context: LoopContext, champion: str) -> None:
+    """Race the champion against the first baseline after every few promotions: chains drift."""
+    every = context.challenge.acceptance.reverify_every
+    promotions = [e for e in context.memory.experiments(run=context.run) if e.cause is Cause.GAIN]
+    if promotions and len(promotions) % every == 0 and promotions[-1].variant == champion:
+        experiment = _begin(context, f"check-{len(promotions)}", champion)
+        recorded = context.memory.experiment(experiment.id)
+        if recorded is None or recorded.verdict is None:
+            num_pairs = context.rule().num_pairs(Stage.BASELINE)
+            measure_pairs(context, experiment, experiment.rival, Stage.BASELINE, num_pairs)
+            record_against_baseline(context, experiment)
 
 
 def _commit_lineage(context: LoopContext, variant: str) -> None:
@@ -87,17 +104,6 @@ def _begin(context: LoopContext, number: str, variant: str) -> Experiment:
     )
     context.memory.add_experiment(experiment)
     return experiment
-
-
-def _measure_noise(context: LoopContext, experiment: Experiment, variant: str) -> None:
-    """A/A test: the same engine twice, to learn what difference is none."""
-    rule = context.rule()
-    twin = replace(experiment, variant=variant)
-    measure_pairs(context, twin, variant, Stage.NOISE, rule.num_pairs(Stage.NOISE))
-    ratios = context.memory.evidence(experiment.id).log_ratios(Stage.NOISE)
-    delta = noise_floor(ratios, rule.num_pairs(Stage.TEST), seed=context.seed)
-    context.memory.update_run(context.run, delta=delta)
-    context.say("benchmarker", f"noise floor of this machine now: {delta:.2%}")
 
 
 def _measure_start(context: LoopContext, experiment: Experiment) -> None:

@@ -12,7 +12,7 @@ from . import tables as _tables  # noqa: F401  (fills the metadata below)
 TABLES = SQLModel.metadata.tables
 _RUNS, _VARIANTS, _HYPOTHESES = TABLES["runs"], TABLES["variants"], TABLES["hypotheses"]
 _EXPERIMENTS, _VERDICTS = TABLES["experiments"], TABLES["verdicts"]
-_MEASUREMENTS, _SCORES = TABLES["measurements"], TABLES["scores"]
+_MEASUREMENTS, _SCORES, _AUDITS = TABLES["measurements"], TABLES["scores"], TABLES["audits"]
 
 RUN = select(_RUNS).where(_RUNS.c.id == bindparam("run"))
 RUNS = select(_RUNS).order_by(_RUNS.c.started_at)
@@ -48,7 +48,12 @@ RUN_OF_EXPERIMENT = select(_EXPERIMENTS.c.run).where(_EXPERIMENTS.c.id == bindpa
 PAIRS = (
     select(_MEASUREMENTS)
     .where(_MEASUREMENTS.c.experiment == bindparam("experiment"))
-    .order_by(_MEASUREMENTS.c.stage, _MEASUREMENTS.c.index)
+    .order_by(_MEASUREMENTS.c.stage, _MEASUREMENTS.c.index, _MEASUREMENTS.c.attempt)
+)
+AUDITS = (
+    select(_AUDITS)
+    .where(_AUDITS.c.experiment == bindparam("experiment"))
+    .order_by(_AUDITS.c.stage, _AUDITS.c.index, _AUDITS.c.block)
 )
 SCORES = (
     select(_SCORES).where(_SCORES.c.experiment == bindparam("experiment")).order_by(_SCORES.c.id)

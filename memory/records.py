@@ -19,7 +19,13 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True)
 class Run:
-    """One launch of the loop."""
+    """One launch of the loop.
+
+    Attributes:
+        delta: noise floor of the latest A/A test, as a log ratio.
+        calibrations: how many A/A tests were done.
+        calibrated_at: when the latest one ended; it expires.
+    """
 
     id: str
     challenge: str
@@ -35,6 +41,8 @@ class Run:
     delta: float | None
     bandwidth_gbps: float | None
     started_at: float
+    calibrations: int = 0
+    calibrated_at: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, inspect, text
 
 from slipstream.evaluation.errors import SlipstreamError
 
-HEAD = "0001"
+HEAD = "0002"
 _MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 
 

@@ -13,6 +13,8 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Connection, Executable, Select
 
 from slipstream.evaluation.acceptance import Cause, Evidence, Judgement, Verdict
+from slipstream.evaluation.audits import Audit
+from slipstream.evaluation.conditions import Conditions
 from slipstream.evaluation.errors import SlipstreamError
 from slipstream.evaluation.gates import DocumentScore
 from slipstream.evaluation.pairs import Pair, Stage
@@ -169,20 +171,29 @@ class Memory:
         row = {"experiment": experiment, "split": split, "measured_at": time.time()}
         self._insert("scores", row | asdict(score))
 
+    def add_audit(self, experiment: str, audit: Audit) -> None:
+        """Record an audited block; the first record stays."""
+        row = {"experiment": experiment, "audited_at": time.time(), **asdict(audit)}
+        self._insert("audits", row)
+
     def evidence(self, experiment: str) -> Evidence:
         """Return everything measured for an experiment so far, in order."""
         with self._reading() as connection:
             measured = connection.execute(queries.PAIRS, {"experiment": experiment}).mappings()
-            pairs = tuple(
-                Pair(**{name: row[name] for name in _PAIR_FIELDS} | {"stage": Stage(row["stage"])})
-                for row in measured
-            )
+            pairs = tuple(map(_pair, measured))
             scored = connection.execute(queries.SCORES, {"experiment": experiment}).mappings()
             scores: dict[Split, tuple[DocumentScore, ...]] = dict.fromkeys(Split, ())
             for row in scored:
                 score = DocumentScore(**{name: row[name] for name in _SCORE_FIELDS})
                 scores[Split(row["split"])] += (score,)
-        return Evidence(pairs, scores)
+            audited = connection.execute(queries.AUDITS, {"experiment": experiment}).mappings()
+            audits = tuple(
+                Audit(
+                    **{name: row[name] for name in _AUDIT_FIELDS} | {"stage": Stage(row["stage"])}
+                )
+                for row in audited
+            )
+        return Evidence(pairs, scores, audits)
 
     # What came out
 
@@ -301,11 +312,24 @@ def latest_run(runs: Sequence[Run]) -> Run:
 
 _IDS_PER_QUERY = 10_000  # SQLite takes 32,766 parameters, Postgres 65,535
 _PAIR_FIELDS = [field.name for field in fields(Pair)]
+_AUDIT_FIELDS = [field.name for field in fields(Audit)]
 _SCORE_FIELDS = [field.name for field in fields(DocumentScore)]
 
 
 def _run(row: _Row) -> Run:
     return Run(**{**row, "state": RunState(row["state"])})
+
+
+def _pair(row: _Row) -> Pair:
+    return Pair(
+        **{name: row[name] for name in _PAIR_FIELDS}
+        | {
+            "stage": Stage(row["stage"]),
+            "prompts": tuple(row["prompts"]),
+            "tokens": tuple(tuple(block) for block in row["tokens"]),
+            "conditions": Conditions(**row["conditions"]),
+        }
+    )
 
 
 def _variant(row: _Row) -> Variant:

@@ -26,6 +26,8 @@ class RunRow(SQLModel, table=True):
     spent_s: float = 0.0
     unsafe: bool = False
     delta: float | None = None
+    calibrations: int = 0
+    calibrated_at: float | None = None
     bandwidth_gbps: float | None = None
     started_at: float
 
@@ -71,19 +73,43 @@ class ExperimentRow(SQLModel, table=True):
 
 
 class MeasurementRow(SQLModel, table=True):
-    """One interleaved pair of timed blocks."""
+    """One interleaved pair of timed blocks; a void one doesn't count."""
 
     __tablename__ = "measurements"
-    __table_args__ = (UniqueConstraint("experiment", "stage", "index"),)
+    __table_args__ = (UniqueConstraint("experiment", "stage", "index", "attempt"),)
     id: int | None = Field(default=None, primary_key=True)
     experiment: str = Field(foreign_key="experiments.id", index=True)
     stage: str
     index: int
-    prompt: str
+    prompts: list[str] = Field(sa_column=Column(JSON, nullable=False))
     order: str
     tps: float
     tps_rival: float
+    tokens: list[list[int]] = Field(sa_column=Column(JSON, nullable=False))
+    conditions: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    attempt: int = 0
+    void: str = ""
     measured_at: float
+
+
+class AuditRow(SQLModel, table=True):
+    """One timed block, rescored by the reference and replayed by its engine."""
+
+    __tablename__ = "audits"
+    __table_args__ = (UniqueConstraint("experiment", "stage", "index", "block"),)
+    id: int | None = Field(default=None, primary_key=True)
+    experiment: str = Field(foreign_key="experiments.id", index=True)
+    stage: str
+    index: int
+    block: int
+    num_tokens: int
+    matches: int
+    first_divergence: int | None
+    regret: float
+    worst_regret: float
+    contradictions: int
+    kl: float
+    audited_at: float
 
 
 class ScoreRow(SQLModel, table=True):

@@ -135,7 +135,8 @@ def show(item: str, memory: MemoryUrl = None, as_json: AsJson = False) -> None:
     for name, value in details.items():
         if isinstance(value, list):
             out.print(f"[bold]{name}[/]")
-            show_rows(value, as_json=False, empty="  none")
+            flat = [{k: v for k, v in row.items() if not _is_long(v)} for row in value]
+            show_rows(flat, as_json=False, empty="  none")
         else:
             out.print(f"[bold]{name}[/]: {escape(str(value))}")
 
@@ -254,6 +255,11 @@ def main() -> None:
     except Exception as error:
         line = (str(error).splitlines() or [""])[0]
         _fail(SlipstreamError(f"{type(error).__name__}: {line} (a defect; --debug shows where)"))
+
+
+def _is_long(value: object) -> bool:
+    """Whether a value has no place in a table: tokens, conditions; `--json` has it all."""
+    return isinstance(value, list | tuple | dict)
 
 
 def _fail(error: SlipstreamError) -> None:

@@ -54,7 +54,7 @@ def test_wrong_tokens_are_invalid(new: str, message: str, tmp_path: Path) -> Non
     [
         ("float('nan')", "NaN or infinity"),
         ("float('inf')", "NaN or infinity"),
-        ("0.0, *[0.0", "not 8 float32 values"),
+        ("0.0, *[0.0", "not 1 × 8 float32 values"),
     ],
 )
 def test_wrong_logits_are_invalid(new: str, message: str, tmp_path: Path) -> None:

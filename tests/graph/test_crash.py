@@ -182,24 +182,28 @@ def test_sigkill_of_real_runs(tmp_path: Path) -> None:
 
 
 def _assert_stages_are_whole(memory: Memory, experiment: Experiment) -> None:
-    sizes = {"noise": 4, "baseline": (3, 4), "screen": 2, "test": 4, "confirm": 4}
+    looks = (4, 8, 16)
+    sizes = {"noise": (4,), "baseline": (3, 4), "screen": (2,), "test": looks, "confirm": looks}
     by_stage: dict[str, list[int]] = {}
     for pair in memory.evidence(experiment.id).pairs:
-        by_stage.setdefault(pair.stage, []).append(pair.index)
+        if not pair.void:
+            by_stage.setdefault(pair.stage, []).append(pair.index)
     for stage, indices in by_stage.items():
-        size = sizes[stage]
         assert indices == list(range(len(indices)))
-        assert len(indices) in (size if isinstance(size, tuple) else (size,)), (
-            experiment.id,
-            stage,
-        )
+        assert len(indices) in sizes[stage], (experiment.id, stage)
 
 
 def _orphans(tmp_path: Path) -> list[str]:
-    """Engines that outlived the killed processes."""
+    """Engines that outlived the killed processes: a sandbox mounts its tree from our folder."""
     time.sleep(0.5)
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    return [line for line in listing.stdout.splitlines() if str(tmp_path) in line]
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(tmp_path) in (process / "mountinfo").read_text():
+                found.append((process / "cmdline").read_text())
+        except OSError:  # it ended meanwhile
+            continue
+    return found
 
 
 def test_ctrl_c_records_and_says_how_to_resume(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from slipstream.agents.offline_planner import OfflinePlanner
 from slipstream.agents.roles import Briefing, Proposal
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.graph import opening
 from slipstream.graph.liveness import is_alive, run_dir
 from slipstream.graph.opening import Agents
 from slipstream.kernels.levers import SEED_SETTINGS
@@ -159,21 +160,40 @@ class Meddler(OfflineCoder):
         return Tree({**tree.files, "engine/engine.py": edited})
 
 
-def test_changed_source_does_not_run_without_a_sandbox(loop: Loop) -> None:
+NO_SANDBOX = "bubblewrap is not installed (apt-get install bubblewrap)"
+
+
+def test_changed_source_does_not_run_without_a_sandbox(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening.sandbox, "problem", lambda: NO_SANDBOX)
     agents = Agents(Fixed({"weights": "int8"}), Meddler(), OfflineBenchmarker())
     run = loop.start(experiments=1)
     loop.drive(run, agents)
     race = next(e for e in loop.memory.experiments(run=run) if e.hypothesis)
     assert race.verdict is Verdict.FAILED
+    assert NO_SANDBOX in race.reason
     assert "--unsafe-local" in race.reason
     assert not any(variant == race.variant for variant, _, _ in loop.evaluator.measured)
 
 
-def test_unsafe_local_is_written_on_the_finding(loop: Loop) -> None:
+def test_unsafe_local_is_written_on_the_finding(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening.sandbox, "problem", lambda: NO_SANDBOX)
     agents = Agents(Fixed({"weights": "int8"}), Meddler(), OfflineBenchmarker())
     loop.drive(loop.start(experiments=1, unsafe_local=True), agents)
     (finding,) = loop.memory.findings()
     assert finding.unsafe
+
+
+def test_changed_source_runs_in_the_sandbox_and_is_not_called_unsafe(loop: Loop) -> None:
+    agents = Agents(Fixed({"weights": "int8"}), Meddler(), OfflineBenchmarker())
+    loop.drive(loop.start(experiments=1, unsafe_local=True), agents)
+    (finding,) = loop.memory.findings()
+    assert not finding.unsafe
+    (race,) = [e for e in loop.memory.experiments() if e.hypothesis]
+    assert race.verdict is Verdict.KEPT
 
 
 class Repairing(OfflineCoder):
@@ -203,8 +223,6 @@ def test_coder_repairs_from_the_real_error(loop: Loop) -> None:
 def test_round_of_several_hypotheses_keeps_the_best(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from slipstream.graph import opening
-
     real = opening.LoopContext
     monkeypatch.setattr(opening, "LoopContext", lambda **values: real(**values, batch=3))
     run = loop.start(experiments=3)

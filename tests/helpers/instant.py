@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 
+from slipstream.evaluation.audits import Audit
 from slipstream.evaluation.errors import EngineFailedError, InvalidOutputError
 from slipstream.evaluation.gates import DocumentScore
 from slipstream.evaluation.pairs import Pair, Stage
@@ -21,6 +22,7 @@ class InstantEvaluator:
     def __init__(self, read: Callable[[str], Tree], *, noise: float = 0.01) -> None:
         self.read, self.noise = read, noise
         self.measured: Counter[tuple[str, str, int]] = Counter()
+        self.audited: Counter[tuple[str, str, int]] = Counter()
         self.scored: Counter[tuple[str, str]] = Counter()
         self.broken: dict[str, str] = {}  # lever value → how it fails
 
@@ -36,7 +38,8 @@ class InstantEvaluator:
             rng = np.random.default_rng([index, *f"{variant}{rival}{stage}".encode()])
             wobble = 0.0 if variant == rival else rng.normal(0, self.noise)
             tps = self._tps(variant) * float(np.exp(wobble + 0.001 * (-1) ** index))
-            yield Pair(stage, index, f"p{index}", "ABBA", tps, self._tps(rival))
+            tokens = ((index,) * 8, (index + 1,) * 8)
+            yield Pair(stage, index, ("p", "q"), "ABBA", tps, self._tps(rival), tokens)
 
     def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
         bad = "int4-g64" in self.read(variant).settings["weights"]
@@ -44,6 +47,14 @@ class InstantEvaluator:
             if f"d{index}" not in done:
                 self.scored[variant, f"{split}-{index}"] += 1
                 yield DocumentScore(f"d{index}", 50, 140.0 if bad else 100.0, 100.0, 0.0, 50)
+
+    def audits(
+        self, variant: str, pairs: Sequence[Pair], count: int, done: Collection[tuple[int, int]]
+    ) -> Iterator[Audit]:
+        for pair in pairs[:count]:
+            if (pair.index, 0) not in done:
+                self.audited[variant, pair.stage, pair.index] += 1
+                yield Audit(pair.stage, pair.index, 0, 8, 8, None, 0.0, 0.0, 0, 0.0)
 
     def release(self, variant: str) -> None:
         """Nothing is held."""

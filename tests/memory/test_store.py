@@ -81,7 +81,7 @@ def test_values_outlive_the_database(memory: Memory) -> None:
 
 
 def test_the_first_record_of_a_key_stays(memory: Memory) -> None:
-    pair = Pair(Stage.SCREEN, 0, "p", "ABBA", 10.0, 9.0)
+    pair = Pair(Stage.SCREEN, 0, ("p", "q"), "ABBA", 10.0, 9.0)
     memory.add_pair("r1-001", pair)
     memory.add_pair("r1-001", dataclasses.replace(pair, tps=99.0))
     score = DocumentScore("d", 5, 1.0, 1.0, 0.0, 5)
@@ -134,7 +134,7 @@ memory = open_memory({url!r})
 memory.add_run(RUN); memory.add_variant(CHILD); memory.add_hypotheses([HYPOTHESIS])
 memory.add_experiment(EXPERIMENT)
 for index in range(100_000):
-    memory.add_pair("r1-001", Pair(Stage.TEST, index, "p", "ABBA", 10.0, 9.0))
+    memory.add_pair("r1-001", Pair(Stage.TEST, index, ("p", "q"), "ABBA", 10.0, 9.0))
     print(index, flush=True)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -158,9 +158,9 @@ memory = open_memory({url!r})
 memory.add_run(RUN); memory.add_variant(CHILD); memory.add_hypotheses([HYPOTHESIS])
 memory.add_experiment(EXPERIMENT)
 for index in range(50):
-    memory.add_pair("r1-001", Pair(Stage.TEST, index, sys.argv[1], "ABBA", 10.0, 9.0))
+    memory.add_pair("r1-001", Pair(Stage.TEST, index, (sys.argv[1],), "ABBA", 10.0, 9.0))
     own = index + 50 * int(sys.argv[1])
-    memory.add_pair("r1-001", Pair(Stage.CONFIRM, own, "p", "ABBA", 1.0, 9.0))
+    memory.add_pair("r1-001", Pair(Stage.CONFIRM, own, ("p", "q"), "ABBA", 1.0, 9.0))
 """
     writers = [subprocess.Popen([sys.executable, "-c", code, str(n)]) for n in range(4)]
     assert [writer.wait(timeout=120) for writer in writers] == [0] * 4

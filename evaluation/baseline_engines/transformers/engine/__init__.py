@@ -36,30 +36,36 @@ class TransformersEngine:
     def begin(self, prompt: list[int]) -> Tensor:
         """Read the prompt and return the next token's logits [vocab_size], float32."""
         self._cache = None
-        return self._forward(prompt)
+        return self._forward(prompt, 1)[0]
 
     def reveal(self, token: int) -> Tensor:
         """Accept `token` as the next one and return the logits [vocab_size] after it."""
-        return self._forward([token])
+        return self._forward([token], 1)[0]
 
-    def _forward(self, tokens: list[int]) -> Tensor:
+    def extend(self, tokens: list[int]) -> Tensor:
+        """Accept several tokens and return the logits after each, [len(tokens), vocab_size]."""
+        return self._forward(tokens, len(tokens))
+
+    def _forward(self, tokens: list[int], num_logits: int) -> Tensor:
         with torch.inference_mode():
             out = self.model(
                 torch.tensor([tokens]),
                 past_key_values=self._cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=num_logits,
             )
         self._cache = out.past_key_values
-        logits: Tensor = out.logits[0, -1]
+        logits: Tensor = out.logits[0]
         return logits.float()
 
 
 def load(tree: Path, model_dir: Path, max_context: int) -> TransformersEngine:  # noqa: ARG001
-    """Load the checkpoint in the dtype that `levers.json` names."""
+    """Load the checkpoint in the dtype and with the threads that `levers.json` names."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    dtype = json.loads((tree / "levers.json").read_text())["dtype"]
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype))
+    levers = json.loads((tree / "levers.json").read_text())
+    if levers["threads"]:
+        torch.set_num_threads(levers["threads"])
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, levers["dtype"]))
     model.generation_config.eos_token_id = None
     return TransformersEngine(model.eval())

@@ -5,9 +5,7 @@ Started as a file in isolated mode, it imports from slipstream nothing at all; w
 the variant is the package `engine` in the variant's tree.
 """
 
-import ctypes
 import os
-import signal
 import socket
 import struct
 import sys
@@ -23,6 +21,7 @@ class _Loaded(Protocol):
     def generate(self, prompt: list[int], num_tokens: int) -> list[int]: ...
     def begin(self, prompt: list[int]) -> Any: ...
     def reveal(self, token: int) -> Any: ...
+    def extend(self, tokens: list[int]) -> Any: ...
 
 
 def _read_exactly(sock: socket.socket, count: int) -> bytes:
@@ -43,6 +42,8 @@ def _answer(engine: _Loaded, request: dict[str, Any]) -> dict[str, Any]:
             return {"logits": engine.begin(request["prompt"]).numpy().tobytes()}
         case "reveal":
             return {"logits": engine.reveal(request["token"]).numpy().tobytes()}
+        case "extend":
+            return {"logits": engine.extend(request["tokens"]).numpy().tobytes()}
     raise ValueError(f"unknown request {request['do']!r}")
 
 
@@ -58,7 +59,6 @@ def _load(request: dict[str, Any]) -> _Loaded:
 def main() -> None:
     """Answer requests on the socket whose descriptor is the first argument, until it closes."""
     sock = socket.socket(fileno=int(sys.argv[1]))
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the parent
     loaded: _Loaded | None = None
     while True:
         (length,) = struct.unpack(">I", _read_exactly(sock, 4))

@@ -1,0 +1,94 @@
+"""How far two honest computations of the same logits differ on this machine.
+
+Floating point adds up in another order when the batch shape or the number of threads changes, so
+two picks whose logits are closer than that noise are a tie. The noise is measured, not guessed:
+the reference against itself, and plain bfloat16 decoding of the same checkpoint against it, one
+token at a time, several at once, and on one thread.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from .child import ChildEngine
+
+_Start = Callable[[str, int | None], ChildEngine]
+
+
+@dataclass(frozen=True)
+class LogitNoise:
+    """Largest differences, in logits, of the gap between the two best tokens.
+
+    Attributes:
+        reference: the reference against itself.
+        floor: plain bfloat16 decoding against the reference and itself. What is closer is a tie.
+        num_positions: how many positions were compared.
+    """
+
+    reference: float
+    floor: float
+    num_positions: int
+
+
+def logit_noise(
+    kept: Path,
+    documents: Sequence[tuple[Sequence[int], Sequence[int]]],
+    start: _Start,
+) -> LogitNoise:
+    """Return the noise that is on record in `kept`, or measure it.
+
+    Args:
+        documents: prompts with continuations.
+        start: starts `transformers-fp32` or `transformers-bf16` with a number of threads or None.
+    """
+    with FileLock(kept.with_suffix(".lock")):
+        if kept.exists():
+            return LogitNoise(**json.loads(kept.read_text()))
+        noise = _measure(documents, start)
+        partial = kept.with_suffix(".new")
+        partial.write_text(json.dumps(asdict(noise)))
+        partial.rename(kept)
+        return noise
+
+
+def _measure(documents: Sequence[tuple[Sequence[int], Sequence[int]]], start: _Start) -> LogitNoise:
+    gaps: dict[tuple[str, str], NDArray[np.float64]] = {}
+    best: list[NDArray[np.int64]] = []
+    for name in ("transformers-fp32", "transformers-bf16"):
+        for threads in (None, 1):
+            with start(name, threads) as engine:
+                ways = {"step": _step, "batch": _batch} if threads is None else {"thread": _batch}
+                for way, decode in ways.items():
+                    rows = [decode(engine, prompt, tokens) for prompt, tokens in documents]
+                    if not best:  # the reference's two best tokens are what is compared everywhere
+                        best = [np.argsort(row, axis=1)[:, -2:] for row in rows]
+                    gaps[name, way] = np.concatenate(
+                        [_gap(row, two) for row, two in zip(rows, best, strict=True)]
+                    )
+    truth = gaps["transformers-fp32", "step"]
+    worst = {key: float(np.abs(gap - truth).max()) for key, gap in gaps.items()}
+    own = max(value for (name, _), value in worst.items() if name == "transformers-fp32")
+    plain = gaps["transformers-bf16", "step"]
+    shapes = float(np.abs(gaps["transformers-bf16", "batch"] - plain).max())
+    return LogitNoise(own, max(*worst.values(), shapes), len(truth))
+
+
+def _gap(logits: NDArray[np.float32], two: NDArray[np.int64]) -> NDArray[np.float64]:
+    rows = np.arange(len(logits))
+    gap: NDArray[np.float64] = (logits[rows, two[:, 1]] - logits[rows, two[:, 0]]).astype(float)
+    return gap
+
+
+def _step(engine: ChildEngine, prompt: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float32]:
+    return np.stack([engine.begin(prompt), *(engine.reveal(token) for token in tokens[:-1])])
+
+
+def _batch(
+    engine: ChildEngine, prompt: Sequence[int], tokens: Sequence[int]
+) -> NDArray[np.float32]:
+    return np.concatenate([engine.begin(prompt)[None], engine.extend(tokens[:-1])])

@@ -1,0 +1,143 @@
+"""The machine while something is timed: other tenants, clocks, temperature, throttling.
+
+An interleaved pair cancels slow drifts, not a neighbour who comes and goes within it. So each pair
+is watched; a disturbed one is void, logged, and measured again.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_CPU = Path("/sys/devices/system/cpu")
+_THERMAL = Path("/sys/class/thermal")
+_GPU_QUERY = (
+    "clocks.sm,temperature.gpu,"
+    "clocks_event_reasons.hw_slowdown,clocks_event_reasons.sw_thermal_slowdown"
+)
+MAX_ATTEMPTS = 3  # a machine that is never quiet still gets its pairs, and its log says so
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What was seen; a field that the machine doesn't tell is None.
+
+    Attributes:
+        others: share of all cores that other processes used, 0 to 1.
+        steal: share of all cores that the hypervisor gave to other guests.
+        mhz: mean clock of the cores, or the GPU's SM clock.
+        celsius: hottest thermal zone, or the GPU.
+        throttled: why the GPU lowers its clocks; empty if it doesn't.
+    """
+
+    others: float | None = None
+    steal: float | None = None
+    mhz: float | None = None
+    celsius: float | None = None
+    throttled: str = ""
+
+
+class Watch:
+    """Looks at the machine before and after something is timed.
+
+    Args:
+        gpu: look at the GPU too (50 ms a look, off the clock).
+        max_disturbance: share of all cores that others may use before a pair is void.
+    """
+
+    def __init__(
+        self, *, gpu: bool, max_disturbance: float, max_attempts: int = MAX_ATTEMPTS
+    ) -> None:
+        self._gpu, self._max_disturbance, self.max_attempts = gpu, max_disturbance, max_attempts
+        self._start = _Jiffies(0, 0, 0)
+        self._own_start_s = 0.0
+        self._begun = 0.0
+
+    def start(self, own_s: Callable[[], float]) -> None:
+        """Begin to watch. `own_s` tells the CPU seconds that the engines have used so far."""
+        self._own_s = own_s
+        self._start, self._own_start_s, self._begun = _jiffies(), self._used_s(), time.monotonic()
+
+    def stop(self) -> Conditions:
+        """Return what was seen since `start`."""
+        elapsed = (time.monotonic() - self._begun) * (os.cpu_count() or 1)
+        now, own_s = _jiffies(), self._used_s() - self._own_start_s
+        ticks = os.sysconf("SC_CLK_TCK")
+        busy_s = (now.busy - self._start.busy) / ticks
+        others = max(0.0, (busy_s - own_s) / elapsed) if elapsed else 0.0
+        steal = (now.steal - self._start.steal) / ticks / elapsed if elapsed else 0.0
+        if self._gpu:
+            mhz, celsius, throttled = _gpu_state()
+            return Conditions(others, steal, mhz, celsius, throttled)
+        return Conditions(others, steal, _cpu_mhz(), _celsius())
+
+    def verdict(self, conditions: Conditions) -> str:
+        """Return why what was timed under these conditions is void; empty if it isn't."""
+        if conditions.throttled:
+            return f"the GPU was throttled: {conditions.throttled}"
+        taken = (conditions.others or 0.0) + (conditions.steal or 0.0)
+        if taken > self._max_disturbance:
+            return f"others used {taken:.0%} of the cores, {self._max_disturbance:.0%} is allowed"
+        return ""
+
+    def _used_s(self) -> float:
+        mine = os.times()
+        return self._own_s() + mine.user + mine.system
+
+
+@dataclass(frozen=True)
+class _Jiffies:
+    busy: int
+    idle: int
+    steal: int
+
+
+def _jiffies() -> _Jiffies:
+    """Read /proc/stat: user nice system idle iowait irq softirq steal."""
+    try:
+        with Path("/proc/stat").open() as file:
+            values = [int(field) for field in file.readline().split()[1:9]]
+    except OSError:  # not Linux, or hidden
+        return _Jiffies(0, 0, 0)
+    user, nice, system, idle, iowait, irq, softirq, steal = values
+    return _Jiffies(user + nice + system + irq + softirq, idle + iowait, steal)
+
+
+def _cpu_mhz() -> float | None:
+    values = []
+    for path in _CPU.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"):
+        try:
+            values.append(int(path.read_text()) / 1e3)
+        except (OSError, ValueError):
+            continue
+    return sum(values) / len(values) if values else None
+
+
+def _celsius() -> float | None:
+    values = []
+    for path in _THERMAL.glob("thermal_zone*/temp"):
+        try:
+            values.append(int(path.read_text()) / 1e3)
+        except (OSError, ValueError):
+            continue
+    return max(values, default=None)
+
+
+def _gpu_state() -> tuple[float | None, float | None, str]:
+    if shutil.which("nvidia-smi") is None:
+        return None, None, ""
+    done = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader,nounits", "--id=0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    fields = [field.strip() for field in done.stdout.strip().split(",")]
+    if done.returncode or len(fields) != 4:
+        return None, None, ""
+    names = ("hardware slowdown", "thermal slowdown")
+    reasons = [n for n, field in zip(names, fields[2:], strict=True) if field == "Active"]
+    return float(fields[0]), float(fields[1]), ", ".join(reasons)

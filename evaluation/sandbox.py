@@ -1,0 +1,246 @@
+"""The sandbox of an engine's process: bubblewrap, with an allow-list of what it may see.
+
+An engine sees the system's programs and libraries, this Python with its packages, its own tree and
+the model, all read-only; a private /tmp of limited size; no network, no other process, no keys.
+Left out on purpose: slipstream's own package (it holds prompts), homes, memory, caches. Without a
+sandbox only the shipped engine's own source runs, unless the user says `--unsafe-local`.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from .syscalls import seccomp_program
+
+_HERE = Path(__file__).resolve().parent
+_INSIDE = _HERE / "inside"
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/alternatives", "/etc/ld.so.cache")
+# OpenMP and oneDNN read the topology here to choose their threads.
+_TOPOLOGY = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+_GPU_FILES = ("/proc/driver/nvidia", "/sys/bus/pci", "/sys/devices/pci0000:00", "/etc/OpenCL")
+_PACKAGE_MANAGERS = {
+    "apt-get": "apt-get install bubblewrap",
+    "dnf": "dnf install bubblewrap",
+    "pacman": "pacman -S bubblewrap",
+    "zypper": "zypper install bubblewrap",
+}
+
+
+def _memory_limit() -> int:
+    return int(0.7 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine's processes may use.
+
+    Attributes:
+        memory_bytes: private memory of each process, and resident memory of all.
+        file_bytes: size of any file that they write, their log included.
+        scratch_bytes: size of /tmp, and of /dev/shm.
+        num_tasks: processes and threads.
+        num_files: open files per process.
+    """
+
+    memory_bytes: int = field(default_factory=_memory_limit)
+    file_bytes: int = 256 << 20
+    scratch_bytes: int = 1 << 30
+    num_tasks: int = 512
+    num_files: int = 1024
+
+    def rlimits(self) -> dict[str, int]:
+        """Return the limits that the kernel enforces by process, by their RLIMIT names."""
+        return {
+            "DATA": self.memory_bytes,
+            "FSIZE": self.file_bytes,
+            "NPROC": self.num_tasks,
+            "NOFILE": self.num_files,
+            "CORE": 0,
+        }
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start an engine's process, and by which paths it knows its tree and model."""
+
+    command: list[str]
+    tree: str
+    model: str
+    environment: dict[str, str]
+
+
+class Sandbox:
+    """Bubblewrap around every process that it launches."""
+
+    name = "bubblewrap"
+
+    def __init__(self, *, gpu: bool = False) -> None:
+        self._gpu = gpu
+
+    def launch(
+        self, tree: Path, model: Path, descriptors: Sequence[int], limits: Limits, scratch: Path
+    ) -> Launch:
+        """Return how to start the keeper of an engine in the sandbox.
+
+        Args:
+            descriptors: socket, control socket and an open file with the seccomp program; the
+                process inherits them.
+            scratch: a folder of the parent's; not needed here, /tmp is inside.
+        """
+        del scratch
+        *sockets, seccomp_fd = descriptors
+        arguments = [str(_bwrap()), *self._mounts(limits)]
+        arguments += ["--ro-bind", str(tree), "/variant", "--ro-bind", str(model), "/model"]
+        arguments += ["--ro-bind", str(_INSIDE), "/inside", "--remount-ro", "/"]
+        arguments += [
+            *("--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"),
+            *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
+            *("--unshare-cgroup-try", "--hostname", "engine", "--as-pid-1", "--new-session"),
+            *("--cap-drop", "ALL", "--seccomp", str(seccomp_fd), "--chdir", "/tmp"),
+            "--",
+        ]
+        arguments += keeper_command("/inside", sockets, limits)
+        return Launch(arguments, "/variant", "/model", environment("/tmp"))
+
+    def _mounts(self, limits: Limits) -> list[str]:
+        size = str(limits.scratch_bytes)
+        arguments: list[str] = []
+        for name in _SYSTEM:
+            if Path(name).is_symlink():
+                arguments += ["--symlink", str(Path(name).readlink()), name]
+            elif Path(name).exists():
+                arguments += ["--ro-bind", name, name]
+        for path in _python_folders():
+            arguments += ["--ro-bind", str(path), str(path)]
+        for path in _own_packages():  # prompts are in there
+            arguments += ["--tmpfs", str(path), "--remount-ro", str(path)]
+        arguments += ["--proc", "/proc", "--dev", "/dev"]
+        if self._gpu:
+            for device in sorted(Path("/dev").glob("nvidia*")):
+                arguments += ["--dev-bind", str(device), str(device)]
+        arguments += ["--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+        for name in (*_TOPOLOGY, *(_GPU_FILES if self._gpu else ())):
+            arguments += ["--ro-bind-try", name, name]
+        return [*arguments, "--size", size, "--tmpfs", "/tmp"]
+
+
+class NoSandbox:
+    """Starts engines as plain child processes, for source that is trusted anyway."""
+
+    name = "none"
+
+    def launch(
+        self, tree: Path, model: Path, descriptors: Sequence[int], limits: Limits, scratch: Path
+    ) -> Launch:
+        """Return how to start the keeper of an engine; arguments are those of `Sandbox.launch`."""
+        command = keeper_command(str(_INSIDE), descriptors[:2], limits)
+        return Launch(command, str(tree), str(model), environment(str(scratch)))
+
+
+def keeper_command(inside: str, descriptors: Sequence[int], limits: Limits) -> list[str]:
+    """Return the command line of `keeper.py`, which starts the worker."""
+    rlimits = ",".join(f'"{name}":{value}' for name, value in limits.rlimits().items())
+    script = f"{inside}/keeper.py"
+    return [sys.executable, "-I", script, *map(str, descriptors), f"{{{rlimits}}}"]
+
+
+def environment(home: str) -> dict[str, str]:
+    """Return an engine's whole environment: nothing of the parent's, no keys."""
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": home,
+        "TMPDIR": home,
+        "USER": "engine",
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",  # a tree is named by its content: leave no litter
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def choose(*, gpu: bool = False) -> Sandbox | NoSandbox:
+    """Return the sandbox if it starts here; otherwise no sandbox."""
+    return NoSandbox() if problem() else Sandbox(gpu=gpu)
+
+
+@cache
+def problem() -> str:
+    """Return why the sandbox doesn't start here and what to do; empty if it does."""
+    if shutil.which("bwrap") is None:
+        found = (text for tool, text in _PACKAGE_MANAGERS.items() if shutil.which(tool))
+        return f"bubblewrap is not installed ({next(found, 'install the package bubblewrap')})"
+    try:
+        seccomp_program()
+    except KeyError:
+        return f"no seccomp table for {platform.machine()}"
+    with tempfile.TemporaryDirectory() as empty, seccomp_file() as seccomp:
+        folder = Path(empty)
+        launch = Sandbox().launch(folder, folder, (0, 0, seccomp), Limits(), folder)
+        command = launch.command[: launch.command.index("--") + 1]
+        done = subprocess.run(
+            [*command, "/bin/true"],
+            pass_fds=[seccomp],
+            env=launch.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode == 0:
+        return ""
+    reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+    hint = ""
+    if "ermi" in reason:  # permission denied, operation not permitted
+        hint = (
+            "; user namespaces may be switched off (sysctl kernel.unprivileged_userns_clone, "
+            "kernel.apparmor_restrict_unprivileged_userns)"
+        )
+    return f"bubblewrap doesn't start: {reason}{hint}"
+
+
+@contextmanager
+def seccomp_file() -> Iterator[int]:
+    """Give the descriptor of an open file that holds the seccomp program."""
+    descriptor = os.memfd_create("seccomp")
+    try:
+        os.write(descriptor, seccomp_program())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _bwrap() -> Path:
+    return Path(shutil.which("bwrap") or "bwrap")
+
+
+def _python_folders() -> list[Path]:
+    """Return where this Python lives, /usr aside: environment, base installation, packages."""
+    paths = {
+        sys.prefix,
+        sys.base_prefix,
+        sysconfig.get_path("platlib"),
+        sysconfig.get_path("purelib"),
+    }
+    paths.add(str(Path(sys.executable).resolve().parent.parent))
+    found: list[Path] = []
+    for path in sorted({Path(path) for path in paths}):
+        if path.is_dir() and not any(path.is_relative_to(p) for p in (*found, Path("/usr"))):
+            found.append(path)
+    return found
+
+
+def _own_packages() -> list[Path]:
+    """Return where slipstream itself would be visible in what the sandbox mounts."""
+    installed = {Path(sysconfig.get_path(kind)) / "slipstream" for kind in ("purelib", "platlib")}
+    visible = [*_python_folders(), Path("/usr")]
+    candidates = [path for path in (*sorted(installed), _HERE) if path.is_dir()]
+    return [path for path in candidates if any(path.is_relative_to(v) for v in visible)]
