@@ -10,6 +10,7 @@ _REOPEN = {
     Cause.GAIN: "its gain should be measured again when the engine around it changes",
     Cause.START: "it is the starting point",
     Cause.NO_GAIN: f"once the champion is {REOPEN_SPEEDUP:g} times as fast as it was here",
+    Cause.CONTRADICTION: "once it decodes the same way timed and scored",
     Cause.QUALITY: "with finer groups, a better rounding method, or under a looser tier",
     Cause.POWER: "with more pairs or on a quieter machine",
     Cause.ENGINE: "when the engine's source or the machine changes",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration import LogitNoise
 from .challenge import Tier
 from .gates import log_softmax
 from .pairs import Stage
@@ -56,7 +57,7 @@ def audit_block(
     tokens: Sequence[int],
     replayed: NDArray[np.float32],
     reference: NDArray[np.float32],
-    floor: float,
+    noise: LogitNoise,
 ) -> Audit:
     """Audit one block.
 
@@ -64,7 +65,7 @@ def audit_block(
         tokens: emitted when timed, [num_tokens].
         replayed: the engine's logits before each of them at the scoring door, [num_tokens, vocab].
         reference: the reference's, same shape.
-        floor: logits closer than this are a tie (see `calibration.py`).
+        noise: how far honest computations of the same logits differ on this machine.
     """
     rows = np.arange(len(tokens))
     picked = list(tokens)
@@ -77,11 +78,11 @@ def audit_block(
         index=index,
         block=block,
         num_tokens=len(tokens),
-        matches=int((regret <= floor).sum()),
+        matches=int((regret <= noise.floor).sum()),
         first_divergence=int(differs[0]) if len(differs) else None,
         regret=float(regret.sum()),
         worst_regret=float(regret.max()),
-        contradictions=int((own_gap > floor).sum()),
+        contradictions=int((own_gap > noise.rounding).sum()),
         kl=float((np.exp(theirs) * (theirs - ours)).sum()),
     )
 

@@ -26,11 +26,13 @@ class LogitNoise:
 
     Attributes:
         reference: the reference against itself.
-        floor: plain bfloat16 decoding against the reference and itself. What is closer is a tie.
+        rounding: plain bfloat16 decoding against itself, in other batch shapes and on one thread.
+        floor: plain bfloat16 decoding against the reference.
         num_positions: how many positions were compared.
     """
 
     reference: float
+    rounding: float
     floor: float
     num_positions: int
 
@@ -70,12 +72,18 @@ def _measure(documents: Sequence[tuple[Sequence[int], Sequence[int]]], start: _S
                     gaps[name, way] = np.concatenate(
                         [_gap(row, two) for row, two in zip(rows, best, strict=True)]
                     )
-    truth = gaps["transformers-fp32", "step"]
-    worst = {key: float(np.abs(gap - truth).max()) for key, gap in gaps.items()}
-    own = max(value for (name, _), value in worst.items() if name == "transformers-fp32")
-    plain = gaps["transformers-bf16", "step"]
-    shapes = float(np.abs(gaps["transformers-bf16", "batch"] - plain).max())
-    return LogitNoise(own, max(*worst.values(), shapes), len(truth))
+
+    def worst(name: str, against: str) -> float:
+        truth = gaps[against, "step"]
+        own = [gap for (engine, _), gap in gaps.items() if engine == name]
+        return max(float(np.abs(gap - truth).max()) for gap in own)
+
+    return LogitNoise(
+        reference=worst("transformers-fp32", "transformers-fp32"),
+        rounding=worst("transformers-bf16", "transformers-bf16"),
+        floor=worst("transformers-bf16", "transformers-fp32"),
+        num_positions=len(gaps["transformers-fp32", "step"]),
+    )
 
 
 def _gap(logits: NDArray[np.float32], two: NDArray[np.int64]) -> NDArray[np.float64]:

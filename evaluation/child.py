@@ -28,6 +28,8 @@ from .protocol import (
     check_logits,
     check_tokens,
     check_vocab_size,
+    has_data,
+    one_line,
     receive_frame,
     send_frame,
 )
@@ -92,9 +94,9 @@ class ChildEngine:
         """Decode exactly `num_tokens` greedy tokens after `prompt`, on the parent's clock."""
         request = {"do": "generate", "prompt": list(prompt), "num_tokens": num_tokens}
         timeout_s = 60.0 + _SECONDS_PER_TOKEN * (num_tokens + len(prompt) / 8)
-        self._wake()
+        self._make_ready()
         start = time.perf_counter()
-        answer = self._ask(request, timeout_s)
+        answer = self._exchange(request, timeout_s)
         duration_s = time.perf_counter() - start
         self.sleep()
         return Generation(tuple(check_tokens(answer, num_tokens, self._vocab_size)), duration_s)
@@ -157,8 +159,16 @@ class ChildEngine:
         if worked_s > _MAX_SLEEPING_WORK_S:
             raise InvalidOutputError(f"used {worked_s:.2f} s of CPU time while it was stopped")
 
-    def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    def _make_ready(self) -> None:
         self._wake()
+        if has_data(self._sock):
+            raise InvalidOutputError("it answered before it was asked")
+
+    def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        self._make_ready()
+        return self._exchange(request, timeout_s)
+
+    def _exchange(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         try:
             send_frame(self._sock, request, timeout_s)
             return receive_frame(self._sock, timeout_s, self._watch(), _LOOK_EVERY_S)
@@ -202,5 +212,5 @@ class ChildEngine:
             tail = log.read().decode(errors="replace").strip()
         status = self._process.poll()
         code = "" if status is None else f" (exit {status})"
-        last = "".join(c for c in tail.splitlines()[-1] if c.isprintable())[:300] if tail else ""
+        last = one_line(tail.splitlines()[-1]) if tail else ""
         return f"{code}: {last}" if last else code

@@ -15,12 +15,12 @@ from .calibration import LogitNoise
 from .challenge import Challenge
 from .child import ChildEngine
 from .conditions import Watch
-from .errors import EngineFailedError
+from .errors import EngineFailedError, InvalidOutputError
 from .gates import DocumentScore
 from .pairs import Pair, PairPlan, Stage, measure_pair, warm_up
 from .prompts import Prompt, Split
 from .reference import Document, Reference, score
-from .sandbox import NoSandbox, Sandbox
+from .sandbox import Limits, NoSandbox, Sandbox
 
 _NUM_WARM = 2  # engines kept loaded: a candidate and its rival
 
@@ -76,14 +76,18 @@ class LocalEvaluator:
         timed_prompts: Sequence[Prompt],
         tree_of: Callable[[str], Path],
         *,
+        vocab_size: int,
         seed: int,
         scratch: Path,
         sandbox: Sandbox | NoSandbox,
+        limits: Limits | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._challenge, self._model_dir, self._tree_of = challenge, model_dir, tree_of
         self._prompts, self._timed_prompts = prompts, timed_prompts
+        self._vocab_size = vocab_size
         self._seed, self._scratch, self._sandbox, self._say = seed, scratch, sandbox, say
+        self._limits = limits or Limits()
         self._reference = Reference(
             model_dir,
             challenge.quality,
@@ -102,8 +106,8 @@ class LocalEvaluator:
                 self._documents(split)
             noise = self._noise()
             self._say(
-                f"logits closer than {noise.floor:.3f} are a tie: that is how far plain bf16 "
-                f"decoding strays from the reference here"
+                f"noise of the logits here: plain bf16 decoding strays by {noise.rounding:.3f} "
+                f"from itself and by {noise.floor:.3f} from the reference"
             )
 
     def smoke(self, variant: str) -> None:
@@ -140,7 +144,7 @@ class LocalEvaluator:
         """Audit timed blocks in a fresh process, which can't know which prompts were timed."""
         tokens_of = {prompt.id: prompt.tokens for prompt in self._timed_prompts}
         blocks = choose_blocks(self._seed, variant, pairs[0].stage, len(pairs), count)
-        floor = self._noise().floor
+        noise = self._noise()
         self.release(variant)
         for position, block in blocks:
             pair = pairs[position]
@@ -152,7 +156,7 @@ class LocalEvaluator:
             engine.sleep()
             reference = self._reference.logits(prompt, timed)
             yield audit_block(
-                pair.stage, pair.index, block, timed, np.stack(replayed), reference, floor
+                pair.stage, pair.index, block, timed, np.stack(replayed), reference, noise
             )
 
     def release(self, variant: str) -> None:
@@ -197,9 +201,14 @@ class LocalEvaluator:
             self._model_dir,
             max_context=workload.max_context,
             sandbox=self._sandbox,
+            limits=self._limits,
         )
         self._warm[name] = engine
         try:
+            if engine.vocab_size != self._vocab_size:
+                raise InvalidOutputError(
+                    f"vocabulary of {engine.vocab_size}, the model's is {self._vocab_size}"
+                )
             warm_up(engine, self._prompts[0], workload.num_tokens)
         except BaseException:
             self.release(variant)

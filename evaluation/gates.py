@@ -115,20 +115,25 @@ def report(scores: Sequence[DocumentScore]) -> QualityReport:
         [[s.num_tokens, s.nll, s.nll_reference, s.kl, s.top1_matches] for s in scores], float
     )
     count, nll, nll_reference, kl, matches = rows.sum(axis=0).tolist()
-    rises = bootstrap(rows, lambda sums: np.expm1((sums[:, 1] - sums[:, 2]) / sums[:, 0]))
+    rises = bootstrap(rows, lambda sums: (sums[:, 1] - sums[:, 2]) / sums[:, 0])
     kls = bootstrap(rows, lambda sums: sums[:, 3] / sums[:, 0])
     agreements = bootstrap(rows, lambda sums: sums[:, 4] / sums[:, 0])
     return QualityReport(
-        ppl=math.exp(nll / count),
-        ppl_reference=math.exp(nll_reference / count),
-        ppl_rise=math.expm1((nll - nll_reference) / count),
-        ppl_rise_high=float(np.quantile(rises, 0.95)),
+        ppl=_exp(nll / count),
+        ppl_reference=_exp(nll_reference / count),
+        ppl_rise=_exp((nll - nll_reference) / count) - 1,
+        ppl_rise_high=_exp(float(np.quantile(rises, 0.95))) - 1,
         kl=kl / count,
         kl_high=float(np.quantile(kls, 0.95)),
         top1=matches / count,
         top1_low=float(np.quantile(agreements, 0.05)),
         num_tokens=int(count),
     )
+
+
+def _exp(nats: float) -> float:
+    """Return e to the power of `nats`, at most 1e300: logits can be as absurd as float32 allows."""
+    return math.exp(min(nats, 690.0))
 
 
 def refusal(quality: QualityReport, tier: Tier) -> str | None:

@@ -74,6 +74,18 @@ def receive_frame(
     return message
 
 
+def has_data(sock: socket.socket) -> bool:
+    """Whether something waits to be received: an answer to a question that nobody asked yet."""
+    ready, _, _ = select.select([sock], [], [], 0)
+    return bool(ready)
+
+
+def one_line(text: str) -> str:
+    """Return untrusted text fit for a terminal and a report: printable, one line, short."""
+    lines = text.strip().splitlines() or [""]
+    return "".join(character for character in lines[0] if character.isprintable())[:300]
+
+
 class _Wait:
     """Waiting for bytes until one deadline, with a look at the engine now and then."""
 
@@ -146,8 +158,7 @@ def check_vocab_size(message: dict[str, Any]) -> int:
 
 def _only_field(message: dict[str, Any], name: str) -> Any:
     if "error" in message:
-        reason = str(message["error"])[:500]
-        raise EngineFailedError(reason)
+        raise EngineFailedError(one_line(str(message["error"])[:2000]))
     if set(message) != {name}:
         raise InvalidOutputError(f"answer has fields {sorted(map(str, message))[:5]}, not {name}")
     return message[name]

@@ -110,7 +110,7 @@ class Reference:
             say(f"noise of the logits on this machine, once: {name}, {count}")
             return self._start(name, threads)
 
-        kept = self._folder / f"noise-{detect_hardware().id}.json"
+        kept = self._folder / f"logit-noise-{detect_hardware().id}.json"
         return logit_noise(kept, documents, start)
 
     def close(self) -> None:

@@ -39,6 +39,10 @@ def _memory_limit() -> int:
     return int(0.7 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
+def _scratch_limit() -> int:
+    return 1 << 30
+
+
 @dataclass(frozen=True)
 class Limits:
     """What an engine's processes may use.
@@ -51,9 +55,9 @@ class Limits:
         num_files: open files per process.
     """
 
-    memory_bytes: int = field(default_factory=_memory_limit)
+    memory_bytes: int = field(default_factory=lambda: _memory_limit())
     file_bytes: int = 256 << 20
-    scratch_bytes: int = 1 << 30
+    scratch_bytes: int = field(default_factory=lambda: _scratch_limit())
     num_tasks: int = 512
     num_files: int = 1024
 

@@ -6,7 +6,7 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
-from slipstream.evaluation.errors import EngineError
+from slipstream.evaluation.errors import EngineError, InvalidOutputError
 from slipstream.kernels.levers import refusal
 from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Experiment, Hypothesis, Variant
@@ -29,32 +29,33 @@ def build_variant(hypothesis_id: str, context: LoopContext) -> dict[str, Any]:
     for _ in range(context.max_repairs):
         if failure is None:
             break
-        mended = context.coder.repair(hypothesis, tree, failure)
+        mended = context.coder.repair(hypothesis, tree, failure.reason)
         if mended is None:
             break
         tree, failure = mended, _try_out(mended, context, hypothesis)
     _keep(tree, hypothesis, context)
     changes: dict[str, Any] = {"variants": {hypothesis_id: tree.id}}
+    outcome = ""
     if failure is not None:
-        judgement = Judgement(Verdict.FAILED, Cause.ENGINE, failure)
-        changes["judgements"] = {hypothesis_id: judgement}
-    context.say(
-        "coder", f"{hypothesis_id}: variant {tree.id}{f' failed: {failure}' if failure else ''}"
-    )
+        changes["judgements"] = {hypothesis_id: failure}
+        outcome = f" is {failure.verdict}: {failure.reason}"
+    context.say("coder", f"{hypothesis_id}: variant {tree.id}{outcome}")
     return changes
 
 
-def _try_out(tree: Tree, context: LoopContext, hypothesis: Hypothesis) -> str | None:
-    """Run the tree on a tiny input, unless that is pointless; return why it doesn't work."""
+def _try_out(tree: Tree, context: LoopContext, hypothesis: Hypothesis) -> Judgement | None:
+    """Run the tree on a tiny input, unless that is pointless; return what is wrong with it."""
     if reason := refusal(context.shape, tree.settings, context.machine):
-        return reason
+        return Judgement(Verdict.FAILED, Cause.ENGINE, reason)
     if refused(tree.engine_id, context) or recorded_result(tree.id, hypothesis.id, context):
         return None  # inspection decides
     context.variants.add(tree)
     try:
         context.evaluator.smoke(tree.id)
+    except InvalidOutputError as error:
+        return Judgement(Verdict.INVALID, Cause.ENGINE, str(error))
     except EngineError as error:
-        return str(error)
+        return Judgement(Verdict.FAILED, Cause.ENGINE, str(error))
     return None
 
 

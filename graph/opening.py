@@ -148,6 +148,7 @@ def _local_bench(
         prompts,
         timed_prompts,
         variants.path,
+        vocab_size=shape.vocab_size,
         seed=run.seed,
         scratch=make_dir(folder / "baselines"),
         sandbox=sandbox.choose(gpu=challenge.device == "cuda"),

@@ -59,6 +59,7 @@ def race(
             prompts,
             fresh_prompts(workload, model_dir, vocab_size, seed, Path(scratch)),
             store.path,
+            vocab_size=vocab_size,
             seed=seed,
             scratch=Path(scratch),
             sandbox=sandbox.choose(gpu=challenge.device == "cuda"),

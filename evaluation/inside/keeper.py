@@ -41,7 +41,7 @@ def main() -> None:
     os.close(sock)
     # An engine runs as the same user: it must not look into this process, nor reach its sockets.
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0)
-    _keep(socket.socket(fileno=control), worker)
+    _keep(socket.socket(fileno=control), worker, limits["DATA"])
 
 
 def _set_limits(limits: dict[str, int]) -> None:
@@ -55,7 +55,7 @@ def _set_limits(limits: dict[str, int]) -> None:
     Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _keep(control: socket.socket, worker: int) -> None:
+def _keep(control: socket.socket, worker: int, enough: int) -> None:
     wakeup, waker = socket.socketpair()
     for end in (wakeup, waker):
         end.setblocking(False)
@@ -75,7 +75,7 @@ def _keep(control: socket.socket, worker: int) -> None:
                 os._exit(0)
             if order == b"S":
                 _signal_all(worker, signal.SIGSTOP)
-            answer = _look(worker)
+            answer = _look(worker, enough)
             if order == b"W":
                 _signal_all(worker, signal.SIGCONT)
             control.sendall(struct.pack(">QQQ", *answer))
@@ -106,27 +106,45 @@ def _bury(worker: int) -> int | None:
             code = os.waitstatus_to_exitcode(status)
 
 
-def _look(worker: int) -> tuple[int, int, int]:
-    """Return CPU ticks of the living and the buried, tasks alive, resident bytes."""
+def _look(worker: int, enough: int) -> tuple[int, int, int]:
+    """Return CPU ticks of the living and the buried, tasks alive, resident bytes.
+
+    Pages that processes share are counted once if counting them often gives more than `enough`.
+    """
     ticks = tasks = pages = 0
-    for stat in _stats(worker):
+    stats = _stats(worker)
+    for stat in stats.values():
         ticks += sum(int(field) for field in stat[11:15])  # utime, stime, cutime, cstime
         tasks += int(stat[17])
         pages += int(stat[21])
-    return ticks, tasks, pages * resource.getpagesize()
+    resident = pages * resource.getpagesize()
+    if resident > enough and len(stats) > 1:
+        resident = sum(_proportional_bytes(pid) for pid in stats)
+    return ticks, tasks, resident
 
 
-def _stats(worker: int) -> list[list[str]]:
+def _proportional_bytes(pid: str) -> int:
+    """Return a process' share of the memory that it maps."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:  # it ended meanwhile
+        pass
+    return 0
+
+
+def _stats(worker: int) -> dict[str, list[str]]:
     """Return the fields of /proc/PID/stat from the state on, for every process of the engine."""
     alone = os.getpid() == 1  # then every process here is the engine's
-    stats = []
+    stats = {}
     for entry in os.listdir("/proc") if alone else [str(worker)]:
         if entry.isdigit():
             try:
                 text = Path(f"/proc/{entry}/stat").read_text()
             except OSError:  # it ended meanwhile
                 continue
-            stats.append(text.rpartition(")")[2].split())
+            stats[entry] = text.rpartition(")")[2].split()
     return stats
 
 

@@ -119,7 +119,9 @@ def test_noise_is_inconclusive_not_rejected() -> None:
 
 
 def test_gain_below_the_noise_floor_is_not_kept() -> None:
-    noisy_machine = Rule(Acceptance(audit_blocks=2), Tier.NEAR_LOSSLESS, delta=0.06, num_documents=3)
+    noisy_machine = Rule(
+        Acceptance(audit_blocks=2), Tier.NEAR_LOSSLESS, delta=0.06, num_documents=3
+    )
     assert judged(Evidence(CONFIRMED, BOTH, AUDITED), noisy_machine).verdict is not Verdict.KEPT
 
 

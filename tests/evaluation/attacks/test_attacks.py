@@ -1,0 +1,64 @@
+"""None is kept, each is reported with its reason, and none slows the champion down."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arena import PAUSE, Arena, open_arena, tree_with
+from catalogue import ATTACKS, PLAIN, Attack
+
+from slipstream.evaluation import sandbox
+
+pytestmark = [
+    pytest.mark.skipif(bool(sandbox.problem()), reason=f"no sandbox: {sandbox.problem()}"),
+    pytest.mark.slow,
+]
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+    home = tmp_path_factory.mktemp("arena")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIPSTREAM_HOME", str(home))
+        patch.setenv("OPENAI_API_KEY", "sk-secret")
+        patch.setattr(sandbox, "_memory_limit", lambda: 2 << 30)
+        patch.setattr(sandbox, "_scratch_limit", lambda: 128 << 20)
+        with open_arena(home) as opened:
+            assert opened.judge(tree_with(PAUSE + PLAIN, "Honest"), "twin").verdict == "kept"
+            opened.peace = opened.champions_tps()
+            yield opened
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(ATTACKS) >= 30
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_attack_is_caught_and_its_twin_passes(arena: Arena, attack: Attack) -> None:
+    judgement = arena.judge(tree_with(PAUSE + attack.cheat, "Cheat"), attack.name)
+    during = arena.champions_tps()
+    print(f"{attack.name}: {judgement.verdict}, {judgement.reason}")
+    assert judgement.verdict in attack.verdicts, judgement
+    assert re.search(attack.reason, judgement.reason), judgement.reason
+    twin = arena.judge(tree_with(PAUSE + attack.twin, "Honest"), attack.name)
+    assert twin.verdict == "kept", twin
+    if during:  # the champion was as fast beside the attack as beside its twin
+        change = np.median(during) / np.median(arena.peace)
+        assert 0.85 < change < 1.15, change
+
+
+def test_nothing_survives(arena: Arena) -> None:
+    """After every attack above, the engines of this arena are gone with all they started."""
+    arena.context.evaluator.close()
+    home = arena.context.variants.root.parent
+    assert not [path for path in Path("/proc").glob("[0-9]*") if _sees(path, home)]
+
+
+def _sees(process: Path, folder: Path) -> bool:
+    try:
+        return str(folder) in (process / "mountinfo").read_text()
+    except OSError:
+        return False
