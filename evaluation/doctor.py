@@ -3,15 +3,16 @@
 import importlib.util
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import sandbox
 from .hardware import detect_hardware, read_bandwidth_gbps
 from .home import cache_dir, data_dir
 from .statistics import noise_floor
+from .syscalls import refused_names
 
 _KEYS = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
 
@@ -87,15 +88,17 @@ def _work_s() -> float:
 
 
 def _sandbox() -> Check:
-    """Whether bubblewrap starts here; shipped source runs without it too."""
-    if shutil.which("bwrap") is None:
-        return Check("sandbox", False, "bubblewrap is not installed", "apt-get install bubblewrap")
-    command = ["bwrap", "--ro-bind", "/", "/", "--unshare-all", "true"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return Check("sandbox", False, f"bubblewrap doesn't start: {reason}", "see its manual")
-    return Check("sandbox", True, "bubblewrap starts")
+    """What stands between this machine and source that an agent wrote."""
+    if reason := sandbox.problem():
+        return Check("sandbox", False, "none", f"{reason}: changed source is refused until then")
+    limits = sandbox.Limits()
+    return Check(
+        "sandbox",
+        True,
+        "bubblewrap: allow-list of mounts, no network, own namespaces, no capabilities; "
+        f"seccomp refuses {len(refused_names())} system calls; {limits.memory_bytes / 1e9:.0f} GB "
+        f"memory, {limits.num_tasks} tasks, {limits.scratch_bytes >> 20} MB scratch",
+    )
 
 
 def _key(name: str) -> Check:

@@ -66,6 +66,8 @@ class LocalEvaluator:
         tree_of: where the tree of a variant lies.
         seed: of everything that is drawn; secret until the run is over.
         scratch: a folder for the baselines' trees.
+        limits: what a variant's processes may use.
+        salt: another one draws other held-out documents.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class LocalEvaluator:
         scratch: Path,
         sandbox: Sandbox | NoSandbox,
         limits: Limits | None = None,
+        salt: str = "",
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._challenge, self._model_dir, self._tree_of = challenge, model_dir, tree_of
@@ -93,6 +96,7 @@ class LocalEvaluator:
             challenge.quality,
             max_context=challenge.workload.max_context,
             sandbox=sandbox,
+            salt=salt,
         )
         self._watch = Watch(
             gpu=challenge.device == "cuda", max_disturbance=challenge.acceptance.max_disturbance

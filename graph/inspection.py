@@ -5,6 +5,7 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
+from slipstream.evaluation.inspector import inspect_change
 from slipstream.memory.records import Experiment
 
 from .context import LoopContext
@@ -16,12 +17,24 @@ def inspect(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     context = runtime.context
     judgements = dict(state.judgements)
     for hypothesis, variant in state.variants.items():
+        _say_warnings(hypothesis, variant, context)
         if hypothesis not in judgements and (
             found := inspect_variant(hypothesis, variant, context)
         ):
             judgements[hypothesis] = found
             context.say("inspect", f"{hypothesis}: {found.reason}")
     return {"judgements": judgements}
+
+
+def _say_warnings(hypothesis: str, variant: str, context: LoopContext) -> None:
+    """Name lines of changed source that deserve a second look. They decide nothing."""
+    own = context.memory.variant(variant)
+    if own.parent is None or context.memory.variant(own.parent).engine == own.engine:
+        return  # only levers changed
+    before, after = context.variants.read(own.parent), context.variants.read(variant)
+    for found in inspect_change(before.files, after.files):
+        where = f"{found.path}:{found.line}"
+        context.say("inspect", f"{hypothesis}: {where} {found.what}: {found.code}")
 
 
 def inspect_variant(hypothesis: str, variant: str, context: LoopContext) -> Judgement | None:

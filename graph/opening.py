@@ -90,6 +90,8 @@ def open_context(
                 "can't go into it: start a new run here"
             )
         challenge = Challenge.model_validate(run.rules)
+        if reason := sandbox.problem():
+            emit(Event("setup", f"no sandbox, so only the shipped engine's source runs: {reason}"))
         variants = VariantStore(make_dir(data_dir() / "variants"))
         seed = seed_tree(SEED_SETTINGS)
         variants.add(seed)

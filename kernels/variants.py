@@ -3,6 +3,7 @@
 A tree is `engine/*.py` and `levers.json`. It is stored once under its name and never changed.
 """
 
+import difflib
 import hashlib
 import json
 import os
@@ -57,6 +58,16 @@ def read_tree(root: Path) -> Tree:
             if path.is_file() and not _is_litter(path.relative_to(root))
         }
     )
+
+
+def difference(before: Tree, after: Tree) -> str:
+    """Return what changed from one tree to another, as a unified diff; empty if nothing did."""
+    lines: list[str] = []
+    for path in sorted(before.files.keys() | after.files.keys()):
+        old, new = (tree.files.get(path, b"").decode(errors="replace") for tree in (before, after))
+        names = f"{before.id}/{path}", f"{after.id}/{path}"
+        lines += difflib.unified_diff(old.splitlines(), new.splitlines(), *names, lineterm="")
+    return "\n".join(lines)
 
 
 def _seed_files() -> dict[str, bytes]:

@@ -138,13 +138,13 @@ def _stats(worker: int) -> dict[str, list[str]]:
     """Return the fields of /proc/PID/stat from the state on, for every process of the engine."""
     alone = os.getpid() == 1  # then every process here is the engine's
     stats = {}
-    for entry in os.listdir("/proc") if alone else [str(worker)]:
-        if entry.isdigit():
-            try:
-                text = Path(f"/proc/{entry}/stat").read_text()
-            except OSError:  # it ended meanwhile
-                continue
-            stats[entry] = text.rpartition(")")[2].split()
+    pids = [path.name for path in Path("/proc").glob("[0-9]*")] if alone else [str(worker)]
+    for pid in pids:
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:  # it ended meanwhile
+            continue
+        stats[pid] = text.rpartition(")")[2].split()
     return stats
 
 

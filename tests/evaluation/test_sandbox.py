@@ -1,0 +1,253 @@
+"""The sandbox: what an engine sees, what it may use, what becomes of it."""
+
+import platform
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_engines import write_engine
+
+from slipstream.evaluation import sandbox
+from slipstream.evaluation.child import ChildEngine
+from slipstream.evaluation.errors import EngineFailedError, InvalidOutputError
+from slipstream.evaluation.sandbox import Limits, NoSandbox, Sandbox
+from slipstream.evaluation.syscalls import _ARCHITECTURES, seccomp_program
+
+needs_bubblewrap = pytest.mark.skipif(bool(sandbox.problem()), reason=sandbox.problem())
+GENERATE = "return [(sum(prompt) + i) % 8 for i in range(num_tokens)]"
+
+
+def start(tmp_path: Path, code: str = GENERATE, **limits: int) -> ChildEngine:
+    tree = write_engine(tmp_path / "t", (GENERATE, code))
+    return ChildEngine(tree, tree, max_context=64, sandbox=Sandbox(), limits=Limits(**limits))
+
+
+def told(engine: ChildEngine) -> str:
+    """Return what an engine says in its error."""
+    with engine, pytest.raises(EngineFailedError) as caught:
+        engine.generate([1], 1)
+    return str(caught.value)
+
+
+@needs_bubblewrap
+def test_engine_works_inside(tmp_path: Path) -> None:
+    with start(tmp_path) as engine:
+        assert engine.generate([1, 2], 5).tokens == (3, 4, 5, 6, 7)
+        assert engine.begin([3]).argmax() == 3
+        assert engine.reveal(5).argmax() == 5
+
+
+@needs_bubblewrap
+def test_sees_nothing_but_what_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "memory.db").write_text("secret")
+    seen = told(start(tmp_path, "import os; raise ValueError(sorted(os.listdir('/')))"))
+    assert "home" not in seen
+    assert "variant" in seen
+    path = str(tmp_path / "memory.db")
+    assert "False" in told(
+        start(tmp_path / "b", f"import os; raise ValueError(os.path.exists({path!r}))")
+    )
+    code = "import slipstream; raise ValueError(slipstream.__file__)"
+    assert "ModuleNotFoundError" in told(start(tmp_path / "c", code))
+
+
+@needs_bubblewrap
+def test_installed_slipstream_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where slipstream is installed as a wheel, its package lies among the visible ones."""
+    packages = tmp_path / "site-packages"
+    (packages / "slipstream" / "evaluation").mkdir(parents=True)
+    (packages / "slipstream" / "evaluation" / "prompts.jsonl").write_text("{}")
+    monkeypatch.setattr(sandbox.sysconfig, "get_path", lambda _: str(packages))
+    found = f"{packages}/slipstream"
+    code = f"import os; raise ValueError(os.listdir({found!r}), os.listdir({str(packages)!r}))"
+    assert "[], ['slipstream']" in told(start(tmp_path, code)).replace('"', "'").replace(
+        "([]", "[]"
+    )
+
+
+@needs_bubblewrap
+def test_environment_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    names = told(start(tmp_path, "import os; raise ValueError(' '.join(os.environ))"))
+    assert "HOME" in names
+    assert "OPENAI" not in names
+
+
+@needs_bubblewrap
+def test_tree_and_system_are_read_only(tmp_path: Path) -> None:
+    for number, path in enumerate(
+        ("/variant/x", "/model/x", "/usr/x", "/inside/x", "/dev/x", "/x")
+    ):
+        said = told(start(tmp_path / str(number), f"open({path!r}, 'w')"))
+        assert "Read-only file system" in said, path
+
+
+@needs_bubblewrap
+def test_limits_are_the_kernels(tmp_path: Path) -> None:
+    code = (
+        "import resource as r; "
+        "raise ValueError([r.getrlimit(n) for n in (r.RLIMIT_FSIZE, r.RLIMIT_NOFILE)])"
+    )
+    said = told(start(tmp_path, code, file_bytes=4096, num_files=77))
+    assert "[(4096, 4096), (77, 77)]" in said
+
+
+@needs_bubblewrap
+def test_tasks_are_counted_while_a_request_runs(tmp_path: Path) -> None:
+    code = (
+        "import threading, time; nap = dict(target=time.sleep, args=(60,), daemon=True); "
+        "[threading.Thread(**nap).start() for _ in range(30)]; time.sleep(60)"
+    )
+    assert "tasks alive, limit 20" in told(start(tmp_path, code, num_tasks=20))
+
+
+@pytest.mark.parametrize("box", [NoSandbox(), pytest.param(Sandbox(), marks=needs_bubblewrap)])
+def test_sleeping_engine_does_no_work(box: Sandbox | NoSandbox, tmp_path: Path) -> None:
+    code = """
+        import threading
+        if not hasattr(self, "count"):
+            self.count = 0
+            def work():
+                while True:
+                    self.count += 1
+            threading.Thread(target=work, daemon=True).start()
+        return [self.count % 8] if num_tokens == 1 else [b % 8 for b in self.count.to_bytes(12, "big")]
+    """.strip().replace("\n        ", "\n        ")
+    tree = write_engine(tmp_path / "t", (GENERATE, code))
+    with ChildEngine(tree, tree, max_context=64, sandbox=box) as engine:
+        engine.generate([1], 1)
+        before = engine.cpu_s()
+        time.sleep(0.5)
+        assert engine.cpu_s() - before < 0.03
+        engine.generate([1], 1)  # it wakes up again
+
+
+def test_work_in_its_sleep_makes_an_engine_invalid(tmp_path: Path) -> None:
+    """Without a sandbox a process can leave the group that is stopped; its CPU time tells."""
+    tree = write_engine(tmp_path / "t")
+    with ChildEngine(tree, tree, max_context=64) as engine:
+        engine.generate([1], 1)
+        assert engine._asleep_at is not None
+        engine._asleep_at -= 100  # a second of CPU time more than when it was stopped
+        with pytest.raises(
+            InvalidOutputError, match=r"used 1\.\d\d s of CPU time while it was stopped"
+        ):
+            engine.generate([1], 1)
+
+
+def test_answer_before_the_question_is_invalid(tmp_path: Path) -> None:
+    code = "import os, sys; os.write(int(sys.argv[1]), b'early!'); return [0] * num_tokens"
+    tree = write_engine(tmp_path / "t", (GENERATE, code))
+    with ChildEngine(tree, tree, max_context=64) as engine, pytest.raises(InvalidOutputError):
+        engine.generate([1], 1)
+
+
+@needs_bubblewrap
+def test_killed_parent_takes_the_engine_along(tmp_path: Path) -> None:
+    tree = write_engine(tmp_path / "t")
+    code = (
+        "import sys, time; from pathlib import Path;"
+        "from slipstream.evaluation.child import ChildEngine;"
+        "from slipstream.evaluation.sandbox import Sandbox;"
+        f"tree = Path({str(tree)!r});"
+        "engine = ChildEngine(tree, tree, max_context=64, sandbox=Sandbox());"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "up\n"
+    assert _see(tree)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while _see(tree) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _see(tree)
+
+
+def _see(tree: Path) -> list[str]:
+    """Return the processes that have the tree mounted."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(tree) in (process / "mountinfo").read_text():
+                found.append(process.name)
+        except OSError:
+            continue
+    return found
+
+
+@needs_bubblewrap
+def test_start_costs_little(tmp_path: Path) -> None:
+    """Under 50 ms more than without; medians, because this machine is shared."""
+
+    def cost(box: Sandbox | NoSandbox, name: str) -> float:
+        tree = write_engine(tmp_path / name)
+        times = []
+        for _ in range(7):
+            begun = time.perf_counter()
+            ChildEngine(tree, tree, max_context=64, sandbox=box).close()
+            times.append(time.perf_counter() - begun)
+        return statistics.median(times)
+
+    assert cost(Sandbox(), "a") - cost(NoSandbox(), "b") < 0.05
+
+
+def test_missing_bubblewrap_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shutil.which
+    monkeypatch.setattr(
+        sandbox.shutil, "which", lambda name: None if name == "bwrap" else real(name)
+    )
+    sandbox.problem.cache_clear()
+    try:
+        assert "bubblewrap is not installed" in sandbox.problem()
+        assert "install" in sandbox.problem()
+        assert isinstance(sandbox.choose(), NoSandbox)
+    finally:
+        monkeypatch.undo()
+        sandbox.problem.cache_clear()
+
+
+def test_bubblewrap_that_does_not_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "bwrap"
+    broken.write_text(
+        "#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n"
+    )
+    broken.chmod(0o755)
+    monkeypatch.setattr(sandbox, "_bwrap", lambda: broken)
+    monkeypatch.setattr(sandbox.shutil, "which", lambda _: str(broken))
+    sandbox.problem.cache_clear()
+    try:
+        assert "No permissions to create new namespace" in sandbox.problem()
+        assert "user namespaces may be switched off" in sandbox.problem()
+    finally:
+        monkeypatch.undo()
+        sandbox.problem.cache_clear()
+
+
+def test_unknown_processor_has_no_filter() -> None:
+    with pytest.raises(KeyError):
+        seccomp_program("vax")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no compiler to read headers with")
+def test_system_call_numbers_are_the_headers() -> None:
+    include = "#include <asm/unistd.h>"
+    done = subprocess.run(
+        ["cc", "-E", "-dM", "-"], input=include, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("no kernel headers")
+    known = {name: int(n) for name, n in re.findall(r"#define __NR_(\w+) (\d+)", done.stdout)}
+    refused = _ARCHITECTURES[platform.machine()].refused
+    checked = {name: known[name] for name in refused if name in known}
+    assert len(checked) > 40
+    assert checked == {name: refused[name] for name in checked}
