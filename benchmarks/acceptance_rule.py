@@ -4,8 +4,8 @@
 
 Noise is this machine's own: pairs of one engine against itself, measured now with `--measure N`
 (about two seconds a pair) or read from `benchmarks/data/aa_pairs.json`. Candidates are replayed
-from it: a stage's pairs are a random stretch of the measured series, in order, so that slow drifts stay
-in; a true gain is added to each. A campaign is 300 candidates without a gain.
+from it: a stage's pairs are a random stretch of the measured series, in order, so that slow drifts
+stay in; a true gain is added to each. A campaign is 300 candidates without a gain.
 
 Beside the rule: best-number-wins (one pair each, promoted if it beats the best number so far, as in
 the challenge's leaderboard and in most autoresearch loops), and a single one-sided t-test at
@@ -169,7 +169,7 @@ def main() -> None:
         best, claims = best + promotions, claims + claim
     table = Table(title=f"{_CANDIDATES} candidates without a gain; candidates with one", box=None)
     for column in ("rule", "false promotions", "keeps +1 %", "keeps +3 %", "keeps +5 %", "pairs"):
-        table.add_column(column, justify="left" if column == "rule" else "right")
+        table.add_column(column, justify="left" if column == "rule" else "right", no_wrap=True)
     kept_at: dict[float, float] = {}
     for gain in (0.01, 0.03, 0.05):
         outcomes = []

@@ -79,7 +79,9 @@ def main() -> None:
     model_dir = fetch_model(challenge.model)
     honest = seed_tree(SETTINGS)
     package = honest.files["engine/__init__.py"] + SABOTEUR.encode()
+    # On one thread, lest its own threads wait for each other among its hogs.
     hostile = Tree({**honest.files, "engine/__init__.py": package})
+    hostile = hostile.with_settings({**SETTINGS, "threads": "1"})
     rng = np.random.default_rng(2)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -111,7 +113,8 @@ def main() -> None:
         noise_floor(ratios.tolist(), challenge.acceptance.test_pairs),
     )
     Console(soft_wrap=True).print(
-        f"the rival beside the saboteur: {change.ratio - 1:+.2%} ({low - 1:+.2%} to {high - 1:+.2%}) "
+        f"the rival beside the saboteur: {change.ratio - 1:+.2%} "
+        f"({low - 1:+.2%} to {high - 1:+.2%}) "
         f"of its speed beside the honest twin ({np.median(tps['honest']):.1f} tokens/s), "
         f"{rounds} rounds; δ of a test here: {delta:.2%}"
     )

@@ -26,7 +26,8 @@ class LogitNoise:
 
     Attributes:
         reference: the reference against itself.
-        rounding: plain bfloat16 decoding against itself, in other batch shapes and on one thread.
+        rounding: plain bfloat16 decoding against itself, in other batch shapes and on one thread;
+            not less than `reference`.
         floor: plain bfloat16 decoding against the reference.
         num_positions: how many positions were compared.
     """
@@ -78,9 +79,10 @@ def _measure(documents: Sequence[tuple[Sequence[int], Sequence[int]]], start: _S
         own = [gap for (engine, _), gap in gaps.items() if engine == name]
         return max(float(np.abs(gap - truth).max()) for gap in own)
 
+    reference = worst("transformers-fp32", "transformers-fp32")
     return LogitNoise(
-        reference=worst("transformers-fp32", "transformers-fp32"),
-        rounding=worst("transformers-bf16", "transformers-bf16"),
+        reference=reference,
+        rounding=max(reference, worst("transformers-bf16", "transformers-bf16")),
         floor=worst("transformers-bf16", "transformers-fp32"),
         num_positions=len(gaps["transformers-fp32", "step"]),
     )

@@ -123,6 +123,7 @@ class Sandbox:
                 arguments += ["--symlink", str(Path(name).readlink()), name]
             elif Path(name).exists():
                 arguments += ["--ro-bind", name, name]
+        arguments += ["--size", size, "--tmpfs", "/tmp"]  # before what may lie in it
         for path in _python_folders():
             arguments += ["--ro-bind", str(path), str(path)]
         for path in _own_packages():  # prompts are in there
@@ -134,7 +135,7 @@ class Sandbox:
         arguments += ["--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
         for name in (*_TOPOLOGY, *(_GPU_FILES if self._gpu else ())):
             arguments += ["--ro-bind-try", name, name]
-        return [*arguments, "--size", size, "--tmpfs", "/tmp"]
+        return arguments
 
 
 class NoSandbox:

@@ -64,11 +64,9 @@ def test_installed_slipstream_is_masked(tmp_path: Path, monkeypatch: pytest.Monk
     (packages / "slipstream" / "evaluation").mkdir(parents=True)
     (packages / "slipstream" / "evaluation" / "prompts.jsonl").write_text("{}")
     monkeypatch.setattr(sandbox.sysconfig, "get_path", lambda _: str(packages))
-    found = f"{packages}/slipstream"
-    code = f"import os; raise ValueError(os.listdir({found!r}), os.listdir({str(packages)!r}))"
-    assert "[], ['slipstream']" in told(start(tmp_path, code)).replace('"', "'").replace(
-        "([]", "[]"
-    )
+    listing = f"os.listdir({str(packages)!r}), os.listdir({str(packages / 'slipstream')!r})"
+    said = told(start(tmp_path, f"import os; raise ValueError({listing})"))
+    assert "(['slipstream'], [])" in said
 
 
 @needs_bubblewrap
@@ -117,7 +115,7 @@ def test_sleeping_engine_does_no_work(box: Sandbox | NoSandbox, tmp_path: Path) 
                 while True:
                     self.count += 1
             threading.Thread(target=work, daemon=True).start()
-        return [self.count % 8] if num_tokens == 1 else [b % 8 for b in self.count.to_bytes(12, "big")]
+        return [self.count % 8] * num_tokens
     """.strip().replace("\n        ", "\n        ")
     tree = write_engine(tmp_path / "t", (GENERATE, code))
     with ChildEngine(tree, tree, max_context=64, sandbox=box) as engine:
