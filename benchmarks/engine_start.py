@@ -20,12 +20,13 @@ from slipstream.evaluation.baselines import baseline_tree
 from slipstream.evaluation.challenge import load_challenge
 from slipstream.evaluation.child import ChildEngine
 from slipstream.evaluation.models import fetch_model
+from slipstream.evaluation.sandbox import choose
 from slipstream.kernels.variants import VariantStore, seed_tree
 
 
 def start_s(tree: Path, model_dir: Path) -> float:
     begun = time.perf_counter()
-    with ChildEngine(tree, model_dir, max_context=2048) as engine:
+    with ChildEngine(tree, model_dir, max_context=2048, sandbox=choose()) as engine:
         engine.generate([1, 2, 3, 4], 1)
         return time.perf_counter() - begun
 

@@ -59,23 +59,23 @@ class ChildEngine:
     ) -> None:
         self._limits = limits or Limits()
         self._asleep_at: int | None = None  # CPU ticks when it was stopped
-        self._scratch = Path(tempfile.mkdtemp(prefix="slipstream-child-"))
-        self._log = self._scratch / "log"
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the engine; has no name)
         box = sandbox or NoSandbox()
         self._sock, theirs = socket.socketpair()
         self._control, its_control = socket.socketpair()
         self._control.settimeout(_KEEPER_TIMEOUT_S)
-        with theirs, its_control, self._log.open("wb") as log, seccomp_file() as seccomp:
+        with theirs, its_control, seccomp_file() as seccomp:
             descriptors = (theirs.fileno(), its_control.fileno(), seccomp)
-            launch = box.launch(tree, model_dir, descriptors, self._limits, self._scratch)
+            launch = box.launch(tree, model_dir, descriptors, self._limits)
+            self._scratch = launch.scratch
             self._process = subprocess.Popen(
                 launch.command,
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=self._log,
+                stderr=self._log,
                 env=launch.environment,
-                cwd=self._scratch,
+                cwd=launch.scratch or "/",
                 start_new_session=True,  # Ctrl-C is the parent's
             )
         request = {"tree": launch.tree, "model": launch.model, "max_context": max_context}
@@ -142,7 +142,9 @@ class ChildEngine:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._log.close()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -207,9 +209,10 @@ class ChildEngine:
 
     def _last_words(self) -> str:
         """Return the end of the child's log, which usually names the cause."""
-        with self._log.open("rb") as log:
-            log.seek(max(0, self._log.stat().st_size - _LOG_TAIL))
-            tail = log.read().decode(errors="replace").strip()
+        # The child writes at the same offset: read without moving it.
+        size = os.fstat(self._log.fileno()).st_size
+        start = max(0, size - _LOG_TAIL)
+        tail = os.pread(self._log.fileno(), _LOG_TAIL, start).decode(errors="replace").strip()
         status = self._process.poll()
         code = "" if status is None else f" (exit {status})"
         last = one_line(tail.splitlines()[-1]) if tail else ""

@@ -39,10 +39,6 @@ def _memory_limit() -> int:
     return int(0.7 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
-def _scratch_limit() -> int:
-    return 1 << 30
-
-
 @dataclass(frozen=True)
 class Limits:
     """What an engine's processes may use.
@@ -55,9 +51,9 @@ class Limits:
         num_files: open files per process.
     """
 
-    memory_bytes: int = field(default_factory=lambda: _memory_limit())
+    memory_bytes: int = field(default_factory=_memory_limit)
     file_bytes: int = 256 << 20
-    scratch_bytes: int = field(default_factory=lambda: _scratch_limit())
+    scratch_bytes: int = 1 << 30
     num_tasks: int = 512
     num_files: int = 1024
 
@@ -74,12 +70,18 @@ class Limits:
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start an engine's process, and by which paths it knows its tree and model."""
+    """How to start an engine's process, and by which paths it knows its tree and model.
+
+    Attributes:
+        scratch: a folder that was made for it, to be removed when it has ended; None in the
+            sandbox, where it goes away by itself.
+    """
 
     command: list[str]
     tree: str
     model: str
     environment: dict[str, str]
+    scratch: Path | None = None
 
 
 class Sandbox:
@@ -90,17 +92,13 @@ class Sandbox:
     def __init__(self, *, gpu: bool = False) -> None:
         self._gpu = gpu
 
-    def launch(
-        self, tree: Path, model: Path, descriptors: Sequence[int], limits: Limits, scratch: Path
-    ) -> Launch:
+    def launch(self, tree: Path, model: Path, descriptors: Sequence[int], limits: Limits) -> Launch:
         """Return how to start the keeper of an engine in the sandbox.
 
         Args:
             descriptors: socket, control socket and an open file with the seccomp program; the
                 process inherits them.
-            scratch: a folder of the parent's; not needed here, /tmp is inside.
         """
-        del scratch
         *sockets, seccomp_fd = descriptors
         arguments = [str(_bwrap()), *self._mounts(limits)]
         arguments += ["--ro-bind", str(tree), "/variant", "--ro-bind", str(model), "/model"]
@@ -143,12 +141,11 @@ class NoSandbox:
 
     name = "none"
 
-    def launch(
-        self, tree: Path, model: Path, descriptors: Sequence[int], limits: Limits, scratch: Path
-    ) -> Launch:
+    def launch(self, tree: Path, model: Path, descriptors: Sequence[int], limits: Limits) -> Launch:
         """Return how to start the keeper of an engine; arguments are those of `Sandbox.launch`."""
+        scratch = Path(tempfile.mkdtemp(prefix="slipstream-child-"))
         command = keeper_command(str(_INSIDE), descriptors[:2], limits)
-        return Launch(command, str(tree), str(model), environment(str(scratch)))
+        return Launch(command, str(tree), str(model), environment(str(scratch)), scratch)
 
 
 def keeper_command(inside: str, descriptors: Sequence[int], limits: Limits) -> list[str]:
@@ -189,7 +186,7 @@ def problem() -> str:
         return f"no seccomp table for {platform.machine()}"
     with tempfile.TemporaryDirectory() as empty, seccomp_file() as seccomp:
         folder = Path(empty)
-        launch = Sandbox().launch(folder, folder, (0, 0, seccomp), Limits(), folder)
+        launch = Sandbox().launch(folder, folder, (0, 0, seccomp), Limits())
         command = launch.command[: launch.command.index("--") + 1]
         done = subprocess.run(
             [*command, "/bin/true"],

@@ -23,8 +23,8 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIPSTREAM_HOME", str(home))
         patch.setenv("OPENAI_API_KEY", "sk-secret")
-        patch.setattr(sandbox, "_memory_limit", lambda: 2 << 30)
-        patch.setattr(sandbox, "_scratch_limit", lambda: 128 << 20)
+        small = sandbox.Limits(memory_bytes=2 << 30, scratch_bytes=128 << 20)
+        patch.setattr("slipstream.evaluation.evaluator.Limits", lambda: small)
         with open_arena(home) as opened:
             assert opened.judge(tree_with(PAUSE + PLAIN, "Honest"), "twin").verdict == "kept"
             opened.peace = opened.champions_tps()
