@@ -294,3 +294,47 @@ def test_offline_planner_is_the_default(loop: Loop) -> None:
     run = loop.start(experiments=1)
     loop.drive(run)
     assert loop.memory.hypotheses(run)[0].agent == OfflinePlanner.name
+
+
+def with_rules(loop: Loop, **changes: float) -> None:
+    rules = loop.challenge.acceptance.model_copy(update=changes)
+    loop.challenge = loop.challenge.model_copy(update={"acceptance": rules})
+
+
+def test_champion_is_raced_against_the_baseline_again_after_promotions(loop: Loop) -> None:
+    with_rules(loop, reverify_every=1)
+    run = loop.start(experiments=3)
+    loop.drive(run, fixed({"weights": "int8"}, {"threads": "1"}, {"weights": "int4-g32"}))
+    checks = [e for e in loop.memory.experiments(run=run) if "-check-" in e.id]
+    assert [check.id.removeprefix(run) for check in checks] == ["-check-1"]
+    (kept,) = [e for e in loop.memory.experiments(run=run) if e.cause is Cause.GAIN][:1]
+    assert checks[0].variant == kept.variant
+    assert checks[0].rival == loop.challenge.baseline
+    assert checks[0].gain is not None
+
+
+def test_noise_is_measured_again_once_it_has_expired(loop: Loop) -> None:
+    with_rules(loop, calibration_minutes=1e-9)
+    run = loop.start(experiments=2)
+    loop.drive(run)
+    tests = [e.id.removeprefix(run) for e in loop.memory.experiments(run=run) if "noise" in e.id]
+    assert tests == [f"-noise-{number}" for number in range(len(tests))]
+    assert len(tests) >= 3
+    assert loop.memory.run(run).calibrations == len(tests)
+
+
+def test_fresh_noise_is_measured_once_and_its_power_is_said(loop: Loop) -> None:
+    run = loop.start(experiments=2)
+    loop.drive(run)
+    assert loop.memory.run(run).calibrations == 1
+    assert any("this run can tell" in text for text in loop.texts("benchmarker"))
+
+
+def test_kept_variants_are_audited_in_both_tests(loop: Loop) -> None:
+    run = loop.start(experiments=1)
+    loop.drive(run, fixed({"weights": "int8"}))
+    (race,) = [e for e in loop.memory.experiments(run=run) if e.hypothesis]
+    assert race.verdict is Verdict.KEPT
+    stages = [audit.stage for audit in loop.memory.evidence(race.id).audits]
+    assert set(stages) == {"test", "confirm"}
+    assert all(times == 1 for times in loop.evaluator.audited.values())
