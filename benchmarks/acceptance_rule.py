@@ -45,43 +45,23 @@ _SETTINGS = {
 
 def measure(count: int) -> dict[str, object]:
     """Race an engine against itself, `count` pairs."""
-    from slipstream.evaluation import sandbox
-    from slipstream.evaluation.evaluator import LocalEvaluator
     from slipstream.evaluation.hardware import detect_hardware
-    from slipstream.evaluation.models import fetch_model
-    from slipstream.evaluation.prompts import fresh_prompts, load_prompts
-    from slipstream.kernels.census import read_shape
+    from slipstream.evaluation.local import open_evaluator
     from slipstream.kernels.levers import SEED_SETTINGS
     from slipstream.kernels.variants import VariantStore, seed_tree
 
-    challenge = load_challenge("smollm2-cpu")
-    model_dir = fetch_model(challenge.model)
-    shape, hardware = read_shape(model_dir), detect_hardware()
+    challenge, hardware = load_challenge("smollm2-cpu"), detect_hardware()
+    ratios, voided, tps = [], 0, []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        store = VariantStore(folder / "variants")
+        store = VariantStore(Path(scratch) / "variants")
         tree = seed_tree({**SEED_SETTINGS, **_SETTINGS})
         store.add(tree)
-        evaluator = LocalEvaluator(
-            challenge,
-            model_dir,
-            load_prompts(challenge.workload, model_dir, shape.vocab_size),
-            fresh_prompts(challenge.workload, model_dir, shape.vocab_size, 1, folder),
-            store.path,
-            vocab_size=shape.vocab_size,
-            seed=1,
-            scratch=folder,
-            sandbox=sandbox.choose(),
-        )
-        ratios, voided, tps = [], 0, []
-        try:
-            for pair in evaluator.pairs(tree.id, tree.id, Stage.NOISE, range(count)):
+        with open_evaluator(challenge, store.path, Path(scratch), seed=1) as opened:
+            for pair in opened.evaluator.pairs(tree.id, tree.id, Stage.NOISE, range(count)):
                 voided += bool(pair.void)
                 if not pair.void:
                     ratios.append(round(pair.log_ratio, 6))
                     tps.append(pair.tps)
-        finally:
-            evaluator.close()
     return {
         "machine": hardware.label,
         "engine": " ".join(f"{name}={value}" for name, value in _SETTINGS.items()),

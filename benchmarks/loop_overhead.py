@@ -119,7 +119,10 @@ def run_slipstream(experiments: int) -> dict[str, float]:
 
         shape = ModelShape(576, 1536, 30, 9, 3, 64, 49152)
         bench = Bench(evaluator, shape, num_documents=0)  # type: ignore[arg-type]
-        resume(run.id, memory, emit=stamp, bench=bench)
+        try:
+            resume(run.id, memory, emit=stamp, bench=bench)
+        finally:
+            evaluator.close()
     own = [1e3 * ((b[0] - a[0]) - (b[1] - a[1])) for a, b in itertools.pairwise(stamps)]
     quarter = max(1, len(own) // 4)
     return {

@@ -15,13 +15,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from slipstream.evaluation import sandbox
 from slipstream.evaluation.challenge import load_challenge
-from slipstream.evaluation.evaluator import LocalEvaluator
 from slipstream.evaluation.gates import refusal, report
-from slipstream.evaluation.models import fetch_model
-from slipstream.evaluation.prompts import Split, load_prompts
-from slipstream.kernels.census import read_shape
+from slipstream.evaluation.local import open_evaluator
+from slipstream.evaluation.prompts import Split
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import VariantStore, seed_tree
 
@@ -31,27 +28,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     repeats: int = parser.parse_args().repeats
     challenge = load_challenge("smollm2-cpu")
-    model_dir = fetch_model(challenge.model)
-    vocab_size = read_shape(model_dir).vocab_size
-    prompts = load_prompts(challenge.workload, model_dir, vocab_size)
     table = Table(title=f"{repeats} repetitions, tier {challenge.tier}", box=None)
     for column in ("weights", "passes", "PPL rise, bound from", "to", "KL bound, up to"):
         table.add_column(column, justify="left" if column == "weights" else "right")
     passes: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         store = VariantStore(Path(folder) / "variants")
-        evaluator = LocalEvaluator(
-            challenge,
-            model_dir,
-            prompts,
-            prompts,
-            store.path,
-            vocab_size=vocab_size,
-            seed=1,
-            scratch=Path(folder),
-            sandbox=sandbox.choose(),
-        )
-        try:
+        with open_evaluator(challenge, store.path, Path(folder), seed=1) as opened:
+            evaluator = opened.evaluator
             for weights in ("int4-g32", "int4-g64"):
                 tree = seed_tree({**SEED_SETTINGS, "weights": weights})
                 store.add(tree)
@@ -63,11 +47,8 @@ def main() -> None:
                 rises = [found.ppl_rise_high for found in reports]
                 kl = max(found.kl_high for found in reports)
                 share = f"{passes[weights]} of {repeats}"
-                table.add_row(
-                    weights, share, f"{min(rises):+.3%}", f"{max(rises):+.3%}", f"{kl:.4f}"
-                )
-        finally:
-            evaluator.close()
+                bounds = (f"{min(rises):+.3%}", f"{max(rises):+.3%}", f"{kl:.4f}")
+                table.add_row(weights, share, *bounds)
     Console().print(table)
     names = {weights.replace("-", "_"): count for weights, count in passes.items()}
     flips = sum(count not in (0, repeats) for count in passes.values())

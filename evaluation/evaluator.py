@@ -121,7 +121,10 @@ class LocalEvaluator:
     def pairs(
         self, variant: str, rival: str, stage: Stage, indices: Sequence[int]
     ) -> Iterator[Pair]:
-        """Measure pairs. Confirmation starts both engines anew, on held-out prompts."""
+        """Measure pairs. Confirmation starts both engines anew, on held-out prompts.
+
+        The rival is started anew for each race: what it saw in others must not help it.
+        """
         held_out = stage in (Stage.CONFIRM, Stage.BASELINE)
         split = Split.HELD_OUT if held_out else Split.PUBLIC
         prompts = [prompt for prompt in self._timed_prompts if prompt.split is split]
@@ -129,6 +132,7 @@ class LocalEvaluator:
         num_tokens = self._challenge.workload.num_tokens
         if stage is Stage.CONFIRM:
             self.release(variant)
+        if stage in (Stage.SCREEN, Stage.CONFIRM):
             self.release(rival)
         twin = f"{rival}#twin" if variant == rival else rival
         for index in indices:

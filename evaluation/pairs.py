@@ -57,6 +57,10 @@ class Pair:
         return math.log(self.tps / self.tps_rival)
 
 
+# The test goes on with the deck where screening, which uses the same one, has left it.
+_DEALT_BEFORE = {Stage.TEST: 32}
+
+
 @dataclass(frozen=True)
 class PairPlan:
     """Which prompts and order pair `index` of a stage gets; the same plan after a restart.
@@ -73,16 +77,19 @@ class PairPlan:
     def at(self, index: int, attempt: int = 0) -> tuple[tuple[Prompt, Prompt], str]:
         """Return prompts and order of one pair.
 
-        Prompts are dealt from a shuffled deck that mixes variations of all kinds; no prompt is
-        dealt twice in a stage while the deck lasts. Orders come in twos, one of each, so that a
-        stage is balanced.
+        Prompts are dealt from a shuffled deck that mixes variations of all kinds; while it lasts,
+        no prompt is dealt twice in a race, screening and testing taken together. Orders come in
+        twos, one of each, so that a stage is balanced.
         """
-        rng = np.random.default_rng([self.seed, *f"{self.stage}{self.race}{attempt}".encode()])
-        deck = rng.permutation(len(self.prompts))
-        flips = rng.integers(0, 2, 4096)
+        deck = self._rng(f"deck {attempt}").permutation(len(self.prompts))
+        flips = self._rng(f"order {self.stage} {attempt}").integers(0, 2, 4096)
         first = bool(flips[index // 2 % len(flips)]) ^ bool(index % 2)
-        one, two = (self.prompts[deck[(2 * index + k) % len(deck)]] for k in range(2))
+        start = 2 * index + _DEALT_BEFORE.get(self.stage, 0)
+        one, two = (self.prompts[deck[(start + k) % len(deck)]] for k in range(2))
         return (one, two), "ABBA" if first else "BAAB"
+
+    def _rng(self, purpose: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *f"{purpose} {self.race}".encode()])
 
 
 def warm_up(engine: Engine, prompt: Prompt, num_tokens: int) -> None:

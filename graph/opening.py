@@ -16,12 +16,11 @@ from slipstream.agents.roles import Benchmarker, Coder, Planner
 from slipstream.evaluation import sandbox
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError
-from slipstream.evaluation.evaluator import Evaluator, LocalEvaluator
+from slipstream.evaluation.evaluator import Evaluator
 from slipstream.evaluation.hardware import detect_hardware, read_bandwidth_gbps
 from slipstream.evaluation.home import data_dir, make_dir
-from slipstream.evaluation.models import fetch_model
-from slipstream.evaluation.prompts import Split, fresh_prompts, load_prompts
-from slipstream.kernels.census import ModelShape, read_shape
+from slipstream.evaluation.local import open_evaluator
+from slipstream.kernels.census import ModelShape
 from slipstream.kernels.levers import SEED_SETTINGS, Machine
 from slipstream.kernels.variants import VariantStore, seed_tree
 from slipstream.kernels.workshop import Workshop
@@ -71,7 +70,7 @@ def open_context(
 
     Args:
         agents: backends of the roles; offline ones by default.
-        bench: where to measure; this machine by default.
+        bench: where to measure, closed by whoever opened it; this machine by default.
 
     Raises:
         SlipstreamError: unknown run, a run of another machine, or one that is being worked on.
@@ -98,8 +97,9 @@ def open_context(
         memory.add_variant(
             Variant(seed.id, None, seed.engine_id, seed.settings, run_id, run.started_at)
         )
-        bench = bench or _local_bench(run, challenge, variants, folder, emit)
-        stack.callback(bench.evaluator.close)
+        if bench is None:
+            local = _local_bench(run, challenge, variants, folder, emit)
+            bench = stack.enter_context(local)
         if run.bandwidth_gbps is None:
             memory.update_run(run_id, bandwidth_gbps=read_bandwidth_gbps(hardware.num_cores))
         workshop = Workshop(folder / "workshop.git")
@@ -131,34 +131,18 @@ def open_context(
         )
 
 
+@contextmanager
 def _local_bench(
     run: Run, challenge: Challenge, variants: VariantStore, folder: Path, emit: Emit
-) -> Bench:
-    """Fetch the model and make ready everything that no experiment should pay for."""
+) -> Iterator[Bench]:
+    """Make ready everything that no experiment should pay for."""
 
     def say(text: str) -> None:
         emit(Event("setup", text))
 
-    model_dir = fetch_model(challenge.model, say)
-    shape = read_shape(model_dir)
-    workload = challenge.workload
-    prompts = load_prompts(workload, model_dir, shape.vocab_size)
-    timed_prompts = fresh_prompts(workload, model_dir, shape.vocab_size, run.seed, folder)
-    evaluator = LocalEvaluator(
-        challenge,
-        model_dir,
-        prompts,
-        timed_prompts,
-        variants.path,
-        vocab_size=shape.vocab_size,
-        seed=run.seed,
-        scratch=make_dir(folder / "baselines"),
-        sandbox=sandbox.choose(gpu=challenge.device == "cuda"),
-        say=say,
-    )
-    evaluator.prepare()
-    per_split = sum(prompt.split is Split.PUBLIC for prompt in prompts)
-    return Bench(evaluator, shape, min(challenge.quality.documents, per_split))
+    with open_evaluator(challenge, variants.path, folder, seed=run.seed, say=say) as opened:
+        opened.evaluator.prepare()
+        yield Bench(opened.evaluator, opened.shape, opened.num_documents)
 
 
 @contextmanager

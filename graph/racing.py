@@ -5,16 +5,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from slipstream.evaluation import sandbox
 from slipstream.evaluation.challenge import load_challenge
 from slipstream.evaluation.errors import EngineError, SlipstreamError
-from slipstream.evaluation.evaluator import LocalEvaluator
 from slipstream.evaluation.home import data_dir
-from slipstream.evaluation.models import fetch_model
-from slipstream.evaluation.pairs import Stage
-from slipstream.evaluation.prompts import fresh_prompts, load_prompts
+from slipstream.evaluation.local import open_evaluator
+from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.statistics import Estimate, estimate, geometric_mean
-from slipstream.kernels.census import read_shape
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import VariantStore, seed_tree
 from slipstream.memory.store import Memory
@@ -48,25 +44,15 @@ def race(
         shipped.id if name == "seed" else name if _is_baseline(name) else memory.variant(name).id
         for name in (variant, against)
     ]
-    model_dir = fetch_model(challenge.model, say)
-    workload, seed = challenge.workload, secrets.randbelow(2**31)
-    vocab_size = read_shape(model_dir).vocab_size
-    prompts = load_prompts(workload, model_dir, vocab_size)
-    with tempfile.TemporaryDirectory() as scratch:
-        evaluator = LocalEvaluator(
-            challenge,
-            model_dir,
-            prompts,
-            fresh_prompts(workload, model_dir, vocab_size, seed, Path(scratch)),
-            store.path,
-            vocab_size=vocab_size,
-            seed=seed,
-            scratch=Path(scratch),
-            sandbox=sandbox.choose(gpu=challenge.device == "cuda"),
-        )
-        pairs = []
+    pairs: list[Pair] = []
+    seed = secrets.randbelow(2**31)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        open_evaluator(challenge, store.path, Path(scratch), seed=seed, say=say) as opened,
+    ):
+        measured = opened.evaluator.pairs(names[0], names[1], Stage.CONFIRM, range(num_pairs))
         try:
-            for pair in evaluator.pairs(names[0], names[1], Stage.CONFIRM, range(num_pairs)):
+            for pair in measured:
                 if pair.void:
                     say(f"void: {pair.void}")
                     continue
@@ -74,8 +60,6 @@ def race(
                 say(f"pair {len(pairs)}/{num_pairs}: {pair.tps:.1f} against {pair.tps_rival:.1f}")
         except EngineError as error:
             raise SlipstreamError(f"bench {variant} against {against}: {error}") from error
-        finally:
-            evaluator.close()
     return (
         estimate([pair.log_ratio for pair in pairs]),
         geometric_mean([pair.tps for pair in pairs]),

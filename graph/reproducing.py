@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from slipstream.evaluation import sandbox
 from slipstream.evaluation.audits import AuditReport, audit_refusal, contradiction, report_audits
 from slipstream.evaluation.challenge import Challenge, load_challenge
 from slipstream.evaluation.errors import EngineError, SlipstreamError
@@ -15,11 +14,10 @@ from slipstream.evaluation.evaluator import LocalEvaluator
 from slipstream.evaluation.gates import QualityReport, refusal, report
 from slipstream.evaluation.hardware import detect_hardware
 from slipstream.evaluation.home import data_dir
-from slipstream.evaluation.models import fetch_model
+from slipstream.evaluation.local import open_evaluator
 from slipstream.evaluation.pairs import Pair, Stage
-from slipstream.evaluation.prompts import Split, fresh_prompts, load_prompts
+from slipstream.evaluation.prompts import Split
 from slipstream.evaluation.statistics import Estimate, estimate, geometric_mean
-from slipstream.kernels.census import read_shape
 from slipstream.kernels.variants import VariantStore
 from slipstream.memory.leaderboard import speedups
 from slipstream.memory.store import Memory
@@ -76,29 +74,17 @@ def reproduce(
     challenge = load_challenge(challenge_name)
     name = memory.variant(variant).id
     store = VariantStore(data_dir() / "variants")
-    model_dir = fetch_model(challenge.model, say)
-    shape, seed = read_shape(model_dir), secrets.randbelow(2**31)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, workload = Path(scratch), challenge.workload
-        evaluator = LocalEvaluator(
-            challenge,
-            model_dir,
-            load_prompts(workload, model_dir, shape.vocab_size),
-            fresh_prompts(workload, model_dir, shape.vocab_size, seed, folder),
-            store.path,
-            vocab_size=shape.vocab_size,
-            seed=seed,
-            scratch=folder,
-            sandbox=sandbox.choose(gpu=challenge.device == "cuda"),
-            salt=secrets.token_hex(8) if fresh_seed else "",
-            say=say,
-        )
+    seed, salt = secrets.randbelow(2**31), secrets.token_hex(8) if fresh_seed else ""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        open_evaluator(
+            challenge, store.path, Path(scratch), seed=seed, salt=salt, say=say
+        ) as opened,
+    ):
         try:
-            pairs, quality, audits = _measure(evaluator, challenge, name, say)
+            pairs, quality, audits = _measure(opened.evaluator, challenge, name, say)
         except EngineError as error:
             raise SlipstreamError(f"verify {variant}: {error}") from error
-        finally:
-            evaluator.close()
     claimed = _claim(memory, challenge, name)
     found = estimate([pair.log_ratio for pair in pairs])
     outcome, reason = conclude(challenge, claimed, found, quality, audits)

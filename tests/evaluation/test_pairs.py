@@ -84,6 +84,18 @@ def test_orders_are_balanced_and_prompts_dealt_without_repeats() -> None:
     assert len(set(first)) == 6
 
 
+def test_no_prompt_is_dealt_twice_in_a_race() -> None:
+    """An engine that remembers answers would gain from a prompt that it had seen."""
+    prompts = [Prompt(f"p{i}", "chat", Split.PUBLIC, (i,)) for i in range(288)]
+    dealt = [
+        prompt.id
+        for stage, count in ((Stage.SCREEN, 3), (Stage.TEST, 32))
+        for index in range(count)
+        for prompt in PairPlan(stage, prompts, 3, "a:b").at(index)[0]
+    ]
+    assert len(set(dealt)) == len(dealt) == 70
+
+
 def test_plan_is_the_same_after_a_restart_and_differs_by_stage_seed_and_race() -> None:
     def draw(stage: Stage, seed: int, race: str = "a:b") -> list[tuple[list[str], str]]:
         drawn = map(plan(stage, seed, race).at, range(12))
