@@ -27,12 +27,14 @@ def report_text(memory: Memory, run: Run) -> str:
     if run.delta is not None:
         lines.append(f"- Noise floor of the test design, from an A/A test: {run.delta:.2%}")
     if run.unsafe:
-        lines.append("- **Run with --unsafe-local: changed source ran without a sandbox**")
+        lines.append("- **Run with --unsafe-local: the findings say what ran without a sandbox**")
     if standings and standings[0].verdict == "kept":
         lines += ["", "## Champion", "", _champion(standings[0])]
     lines += ["", "![Every experiment a dot, the champion a staircase](progress.svg)", ""]
     lines += ["## Leaderboard", "", *_table(standings), "", "## Experiments", ""]
     for experiment in memory.experiments(run=run.id):
+        if experiment.variant == experiment.rival:
+            continue  # an A/A test: its outcome is the noise floor above
         verdict = experiment.verdict or "not judged yet"
         lines.append(f"### {experiment.id}: {verdict}")
         lines.append("")
