@@ -187,7 +187,10 @@ def test_unsafe_local_is_written_on_the_finding(
     assert finding.unsafe
 
 
-def test_changed_source_runs_in_the_sandbox_and_is_not_called_unsafe(loop: Loop) -> None:
+def test_changed_source_runs_in_the_sandbox_and_is_not_called_unsafe(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening.sandbox, "problem", lambda: "")
     agents = Agents(Fixed({"weights": "int8"}), Meddler(), OfflineBenchmarker())
     loop.drive(loop.start(experiments=1, unsafe_local=True), agents)
     (finding,) = loop.memory.findings()
