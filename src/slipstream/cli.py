@@ -65,7 +65,10 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed of plan and prompt order.")] = None,
     memory: MemoryUrl = None,
     unsafe_local: Annotated[
-        bool, typer.Option(help="Run changed source without a sandbox; written on each finding.")
+        bool,
+        typer.Option(
+            help="Run changed source even where no sandbox starts; written on its findings."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
