@@ -24,8 +24,8 @@ class Generation:
 class Engine(Protocol):
     """Turns prompt token ids into output token ids.
 
-    Every method raises `EngineFailedError` when the engine crashes or is silent for too long, and
-    `InvalidOutputError` when it answers something that the protocol doesn't allow.
+    Every method raises `EngineFailedError` when the engine crashes, and `InvalidOutputError` when
+    it answers too late or something that the protocol doesn't allow.
     """
 
     @property

@@ -57,8 +57,8 @@ def receive_frame(
         look: called every `look_every_s` seconds of waiting; may raise.
 
     Raises:
-        EngineFailedError: the other side closed, or was silent for longer than `timeout_s`.
-        InvalidOutputError: too long, not msgpack, or not a map.
+        EngineFailedError: the other side closed.
+        InvalidOutputError: later than `timeout_s`, too long, not msgpack, or not a map.
     """
     wait = _Wait(sock, timeout_s, look, look_every_s)
     (length,) = _HEADER.unpack(wait.for_bytes(_HEADER.size))
@@ -101,7 +101,7 @@ class _Wait:
         while len(received) < count:
             left_s = self._deadline - time.monotonic()
             if left_s <= 0:
-                raise EngineFailedError(f"no answer within {self._timeout_s:g} s")
+                raise InvalidOutputError(f"no answer within {self._timeout_s:g} s")
             ready, _, _ = select.select([self._sock], [], [], min(left_s, self._look_every_s))
             if not ready:
                 self._look()

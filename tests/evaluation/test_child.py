@@ -87,11 +87,11 @@ def test_engine_that_does_not_load_is_a_failure(tmp_path: Path) -> None:
         start(tree)
 
 
-def test_silence_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_answer_is_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slipstream.evaluation.child._LOAD_TIMEOUT_S", 0.5)
     tree = write_engine(tmp_path / "t", ("return Engine()", "import time; time.sleep(60)"))
     begun = time.monotonic()
-    with pytest.raises(EngineFailedError, match=r"no answer within 0.5 s"):
+    with pytest.raises(InvalidOutputError, match=r"no answer within 0.5 s"):
         start(tree)
     assert time.monotonic() - begun < 10
 
