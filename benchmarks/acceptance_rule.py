@@ -45,8 +45,8 @@ _SETTINGS = {
 
 def measure(count: int) -> dict[str, object]:
     """Race an engine against itself, `count` pairs."""
+    from slipstream.evaluation.bench import open_bench
     from slipstream.evaluation.hardware import detect_hardware
-    from slipstream.evaluation.local import open_evaluator
     from slipstream.kernels.levers import SEED_SETTINGS
     from slipstream.kernels.variants import VariantStore, seed_tree
 
@@ -56,8 +56,9 @@ def measure(count: int) -> dict[str, object]:
         store = VariantStore(Path(scratch) / "variants")
         tree = seed_tree({**SEED_SETTINGS, **_SETTINGS})
         store.add(tree)
-        with open_evaluator(challenge, store.path, Path(scratch), seed=1) as opened:
-            for pair in opened.evaluator.pairs(tree.id, tree.id, Stage.NOISE, range(count)):
+        todo = dict.fromkeys(range(count), 0)
+        with open_bench(challenge, store.path, Path(scratch), seed=1) as bench:
+            for pair in bench.evaluator.pairs(tree.id, tree.id, Stage.NOISE, todo):
                 voided += bool(pair.void)
                 if not pair.void:
                     ratios.append(round(pair.log_ratio, 6))

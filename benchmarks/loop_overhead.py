@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -55,15 +55,17 @@ class InstantEvaluator:
         self._file = ours.makefile("rw")
         self.waited_s = 0.0
 
+    def prepare(self) -> None: ...
+
     def smoke(self, variant: str) -> None:
         self._ask(variant, variant, "smoke", 0)
 
     def pairs(
-        self, variant: str, rival: str, stage: object, indices: Sequence[int]
+        self, variant: str, rival: str, stage: object, attempts: Mapping[int, int]
     ) -> Iterator[object]:
         from slipstream.evaluation.pairs import Pair
 
-        for index in indices:
+        for index in attempts:
             tps, tps_rival = self._ask(variant, rival, str(stage), index)
             jitter = index % 3 / 100
             yield Pair(stage, index, ("p", "q"), "ABBA", tps, tps_rival + jitter)  # type: ignore[arg-type]
@@ -93,8 +95,8 @@ class InstantEvaluator:
 
 
 def run_slipstream(experiments: int) -> dict[str, float]:
+    from slipstream.evaluation.bench import Bench
     from slipstream.evaluation.challenge import parse_challenge
-    from slipstream.graph.opening import Bench
     from slipstream.graph.session import new_run, resume
     from slipstream.kernels.census import ModelShape
     from slipstream.memory.store import open_memory

@@ -15,9 +15,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from slipstream.evaluation.bench import open_bench
 from slipstream.evaluation.challenge import load_challenge
 from slipstream.evaluation.gates import refusal, report
-from slipstream.evaluation.local import open_evaluator
 from slipstream.evaluation.prompts import Split
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import VariantStore, seed_tree
@@ -34,8 +34,8 @@ def main() -> None:
     passes: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         store = VariantStore(Path(folder) / "variants")
-        with open_evaluator(challenge, store.path, Path(folder), seed=1) as opened:
-            evaluator = opened.evaluator
+        with open_bench(challenge, store.path, Path(folder), seed=1) as bench:
+            evaluator = bench.evaluator
             for weights in ("int4-g32", "int4-g64"):
                 tree = seed_tree({**SEED_SETTINGS, "weights": weights})
                 store.add(tree)

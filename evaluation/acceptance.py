@@ -66,6 +66,10 @@ class Evidence:
         """Return the pairs of one stage that are not void."""
         return [pair for pair in self.pairs if pair.stage is stage and not pair.void]
 
+    def num_void(self, stage: Stage, index: int) -> int:
+        """Return how many attempts at one pair were void."""
+        return sum(p.stage is stage and p.index == index and bool(p.void) for p in self.pairs)
+
     def log_ratios(self, stage: Stage) -> list[float]:
         """Return the paired log ratios of one stage."""
         return [pair.log_ratio for pair in self.counting(stage)]

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from .calibration import LogitNoise
 from .challenge import Tier
-from .gates import log_softmax
+from .gates import GATES, log_softmax
 from .pairs import Stage
 from .statistics import bootstrap
 
-# A position where both picks are near-ties at the noise floor happens; a habit doesn't.
+# Of all timed tokens. The noise is measured on a few documents, so now and then an honest engine
+# meets a tie that is a little wider; a cheat contradicts itself all the time.
 MAX_CONTRADICTIONS = 0.01
 
 
@@ -154,4 +155,6 @@ def audit_refusal(found: AuditReport, tier: Tier) -> str | None:
             f"timed tokens fall short of the reference's by up to {found.regret_high:.4f} nats "
             f"each, {tier} allows {limit:g}"
         )
+    if found.kl_high > GATES[tier].max_kl:
+        return f"KL on timed tokens up to {found.kl_high:.4f}, {tier} allows {GATES[tier].max_kl:g}"
     return None

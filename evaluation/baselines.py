@@ -9,6 +9,11 @@ _TRANSFORMERS = Path(__file__).resolve().parent / "baseline_engines" / "transfor
 _DTYPES = {"transformers-bf16": "bfloat16", "transformers-fp32": "float32"}
 
 
+def is_baseline(name: str) -> bool:
+    """Whether `name` is a baseline's and not a variant's."""
+    return name in _DTYPES
+
+
 def baseline_tree(name: str, into: Path, threads: int | None = None) -> Path:
     """Lay out the tree of a baseline, `transformers-bf16` or `transformers-fp32`, and return it.
 

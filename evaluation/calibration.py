@@ -16,6 +16,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from .child import ChildEngine
+from .forcing import batched_logits, committed_logits
 
 _Start = Callable[[str, int | None], ChildEngine]
 
@@ -65,7 +66,9 @@ def _measure(documents: Sequence[tuple[Sequence[int], Sequence[int]]], start: _S
     for name in ("transformers-fp32", "transformers-bf16"):
         for threads in (None, 1):
             with start(name, threads) as engine:
-                ways = {"step": _step, "batch": _batch} if threads is None else {"thread": _batch}
+                ways = {"thread": batched_logits}
+                if threads is None:
+                    ways = {"step": committed_logits, "batch": batched_logits}
                 for way, decode in ways.items():
                     rows = [decode(engine, prompt, tokens) for prompt, tokens in documents]
                     if not best:  # the reference's two best tokens are what is compared everywhere
@@ -92,13 +95,3 @@ def _gap(logits: NDArray[np.float32], two: NDArray[np.int64]) -> NDArray[np.floa
     rows = np.arange(len(logits))
     gap: NDArray[np.float64] = (logits[rows, two[:, 1]] - logits[rows, two[:, 0]]).astype(float)
     return gap
-
-
-def _step(engine: ChildEngine, prompt: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float32]:
-    return np.stack([engine.begin(prompt), *(engine.reveal(token) for token in tokens[:-1])])
-
-
-def _batch(
-    engine: ChildEngine, prompt: Sequence[int], tokens: Sequence[int]
-) -> NDArray[np.float32]:
-    return np.concatenate([engine.begin(prompt)[None], engine.extend(tokens[:-1])])

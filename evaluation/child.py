@@ -1,8 +1,8 @@
 """An engine in a child process: the parent owns the clock, the prompts and the numbers.
 
 Between two requests all processes of the engine are stopped: what it doesn't do on the clock it
-doesn't do at all, least of all while its rival is timed. CPU time that it uses in its sleep makes
-its output invalid.
+doesn't do at all, least of all while its rival is timed. The clock runs from right before it is
+woken until it is stopped again. CPU time that it uses while it is stopped makes its output invalid.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .engine import Generation
-from .errors import EngineFailedError, InvalidOutputError
+from .errors import EngineError, EngineFailedError, InvalidOutputError
 from .protocol import (
     MAX_FRAME_BYTES,
     check_logits,
@@ -33,16 +34,24 @@ from .protocol import (
     receive_frame,
     send_frame,
 )
-from .sandbox import Limits, NoSandbox, Sandbox, seccomp_file
+from .sandbox import AnySandbox, Launch, Limits, NoSandbox, seccomp_file
 
 _LOAD_TIMEOUT_S = 300.0
 _SECONDS_PER_TOKEN = 2.0  # far slower than anything worth measuring
 _LOOK_EVERY_S = 0.5
 _KEEPER_TIMEOUT_S = 10.0
-_MAX_SLEEPING_WORK_S = 0.05  # stopping takes effect within a scheduler's tick, per thread
+_MAX_WORK_WHILE_STOPPED_S = 0.05  # stopping takes effect within a scheduler's tick, per thread
 _LOG_TAIL = 2000
 _ENDED = "the engine's process ended"
 _LOOK = struct.Struct(">QQQ")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An answer, and how long it took: as long as the engine could run."""
+
+    answer: dict[str, Any]
+    duration_s: float
 
 
 class ChildEngine:
@@ -54,21 +63,33 @@ class ChildEngine:
         model_dir: Path,
         *,
         max_context: int,
-        sandbox: Sandbox | NoSandbox | None = None,
+        sandbox: AnySandbox | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._limits = limits or Limits()
-        self._asleep_at: int | None = None  # CPU ticks when it was stopped
+        self._stopped_at: int | None = None  # CPU ticks when it was stopped
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the engine; has no name)
-        box = sandbox or NoSandbox()
         self._sock, theirs = socket.socketpair()
         self._control, its_control = socket.socketpair()
         self._control.settimeout(_KEEPER_TIMEOUT_S)
-        with theirs, its_control, seccomp_file() as seccomp:
-            descriptors = (theirs.fileno(), its_control.fileno(), seccomp)
-            launch = box.launch(tree, model_dir, descriptors, self._limits)
-            self._scratch = launch.scratch
-            self._process = subprocess.Popen(
+        self._scratch: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            with theirs, its_control, seccomp_file() as seccomp:
+                descriptors = (theirs.fileno(), its_control.fileno(), seccomp)
+                box = sandbox or NoSandbox()
+                launch = box.launch(tree, model_dir, descriptors, self._limits)
+                self._scratch = launch.scratch
+                self._process = self._start(launch, descriptors)
+            request = {"tree": launch.tree, "model": launch.model, "max_context": max_context}
+            self._vocab_size = check_vocab_size(self._ask(request, _LOAD_TIMEOUT_S).answer)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, launch: Launch, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
                 launch.command,
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
@@ -78,12 +99,9 @@ class ChildEngine:
                 cwd=launch.scratch or "/",
                 start_new_session=True,  # Ctrl-C is the parent's
             )
-        request = {"tree": launch.tree, "model": launch.model, "max_context": max_context}
-        try:
-            self._vocab_size = check_vocab_size(self._ask(request, _LOAD_TIMEOUT_S))
-        except BaseException:
-            self.close()
-            raise
+        except OSError as error:
+            reason = f"{launch.command[0]}: {error.strerror or error}"
+            raise EngineFailedError(f"its process doesn't start: {reason}") from error
 
     @property
     def vocab_size(self) -> int:
@@ -94,22 +112,19 @@ class ChildEngine:
         """Decode exactly `num_tokens` greedy tokens after `prompt`, on the parent's clock."""
         request = {"do": "generate", "prompt": list(prompt), "num_tokens": num_tokens}
         timeout_s = 60.0 + _SECONDS_PER_TOKEN * (num_tokens + len(prompt) / 8)
-        self._make_ready()
-        start = time.perf_counter()
-        answer = self._exchange(request, timeout_s)
-        duration_s = time.perf_counter() - start
-        self.sleep()
-        return Generation(tuple(check_tokens(answer, num_tokens, self._vocab_size)), duration_s)
+        asked = self._ask(request, timeout_s)
+        tokens = check_tokens(asked.answer, num_tokens, self._vocab_size)
+        return Generation(tuple(tokens), asked.duration_s)
 
     def begin(self, prompt: Sequence[int]) -> NDArray[np.float32]:
         """Read `prompt` and return the next token's logits [vocab_size]."""
-        answer = self._ask({"do": "begin", "prompt": list(prompt)}, 60.0 + len(prompt))
-        return check_logits(answer, self._vocab_size, 1).reshape(-1)
+        asked = self._ask({"do": "begin", "prompt": list(prompt)}, 60.0 + len(prompt))
+        return check_logits(asked.answer, self._vocab_size, 1).reshape(-1)
 
     def reveal(self, token: int) -> NDArray[np.float32]:
         """Tell the token that followed and return the logits after it."""
-        answer = self._ask({"do": "reveal", "token": token}, 60.0)
-        return check_logits(answer, self._vocab_size, 1).reshape(-1)
+        asked = self._ask({"do": "reveal", "token": token}, 60.0)
+        return check_logits(asked.answer, self._vocab_size, 1).reshape(-1)
 
     def extend(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Tell several tokens at once and return the logits after each, [len(tokens), vocab_size].
@@ -120,28 +135,24 @@ class ChildEngine:
         parts = []
         for start in range(0, len(tokens), rows):
             some = list(tokens[start : start + rows])
-            answer = self._ask({"do": "extend", "tokens": some}, 60.0 + len(some))
-            parts.append(check_logits(answer, self._vocab_size, len(some)))
+            asked = self._ask({"do": "extend", "tokens": some}, 60.0 + len(some))
+            parts.append(check_logits(asked.answer, self._vocab_size, len(some)))
         return np.concatenate(parts)
 
     def cpu_s(self) -> float:
         """Return the CPU seconds that the engine has used so far."""
         return self._order(b"L")[0] / os.sysconf("SC_CLK_TCK")
 
-    def sleep(self) -> None:
-        """Stop all processes of the engine until the next request."""
-        if self._asleep_at is None:
-            self._asleep_at, _, _ = self._order(b"S")
-
     def close(self) -> None:
         """Kill the engine and everything it started, and remove its scratch folder."""
         self._sock.close()
         self._control.close()  # the keeper then kills what it keeps, and ends
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=_KEEPER_TIMEOUT_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_KEEPER_TIMEOUT_S)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
         self._log.close()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -152,23 +163,32 @@ class ChildEngine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _ask(self, request: dict[str, Any], timeout_s: float) -> _Asked:
+        """Wake the engine, put one request to it, stop it again: all of that is on the clock."""
+        start = time.perf_counter()
+        try:
+            self._wake()
+            if has_data(self._sock):
+                raise InvalidOutputError("it answered before it was asked")
+            answer = self._exchange(request, timeout_s)
+        except EngineError:
+            with contextlib.suppress(EngineFailedError):  # the first failure is the one to report
+                self._stop()
+            raise
+        self._stop()
+        return _Asked(answer, time.perf_counter() - start)
+
     def _wake(self) -> None:
-        if self._asleep_at is None:
+        if self._stopped_at is None:
             return
         ticks, _, _ = self._order(b"W")
-        worked_s = (ticks - self._asleep_at) / os.sysconf("SC_CLK_TCK")
-        self._asleep_at = None
-        if worked_s > _MAX_SLEEPING_WORK_S:
+        worked_s = (ticks - self._stopped_at) / os.sysconf("SC_CLK_TCK")
+        self._stopped_at = None
+        if worked_s > _MAX_WORK_WHILE_STOPPED_S:
             raise InvalidOutputError(f"used {worked_s:.2f} s of CPU time while it was stopped")
 
-    def _make_ready(self) -> None:
-        self._wake()
-        if has_data(self._sock):
-            raise InvalidOutputError("it answered before it was asked")
-
-    def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        self._make_ready()
-        return self._exchange(request, timeout_s)
+    def _stop(self) -> None:
+        self._stopped_at, _, _ = self._order(b"S")
 
     def _exchange(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         try:
@@ -176,7 +196,9 @@ class ChildEngine:
             return receive_frame(self._sock, timeout_s, self._watch(), _LOOK_EVERY_S)
         except (EngineFailedError, OSError) as error:
             reason = _ENDED if isinstance(error, OSError) else str(error)
-            if reason == _ENDED:  # its socket closes a moment before its exit status is known
+            if (
+                reason == _ENDED and self._process is not None
+            ):  # its socket closes a moment before its exit status is known
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(timeout=1.0)
             raise EngineFailedError(f"{reason}{self._last_words()}") from error
@@ -213,7 +235,7 @@ class ChildEngine:
         size = os.fstat(self._log.fileno()).st_size
         start = max(0, size - _LOG_TAIL)
         tail = os.pread(self._log.fileno(), _LOG_TAIL, start).decode(errors="replace").strip()
-        status = self._process.poll()
+        status = None if self._process is None else self._process.poll()
         code = "" if status is None else f" (exit {status})"
         last = one_line(tail.splitlines()[-1]) if tail else ""
         return f"{code}: {last}" if last else code

@@ -18,7 +18,6 @@ _GPU_QUERY = (
     "clocks.sm,temperature.gpu,"
     "clocks_event_reasons.hw_slowdown,clocks_event_reasons.sw_thermal_slowdown"
 )
-MAX_ATTEMPTS = 3  # a machine that is never quiet still gets its pairs, and its log says so
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,10 @@ class Watch:
         max_disturbance: share of all cores that others may use before a pair is void.
     """
 
-    def __init__(
-        self, *, gpu: bool, max_disturbance: float, max_attempts: int = MAX_ATTEMPTS
-    ) -> None:
-        self._gpu, self._max_disturbance, self.max_attempts = gpu, max_disturbance, max_attempts
-        self._start = _Jiffies(0, 0, 0)
+    def __init__(self, *, gpu: bool, max_disturbance: float) -> None:
+        self._gpu, self._max_disturbance = gpu, max_disturbance
+        self._own_s: Callable[[], float] = lambda: 0.0
+        self._start = _Jiffies(0, 0)
         self._own_start_s = 0.0
         self._begun = 0.0
 
@@ -91,7 +89,6 @@ class Watch:
 @dataclass(frozen=True)
 class _Jiffies:
     busy: int
-    idle: int
     steal: int
 
 
@@ -101,9 +98,9 @@ def _jiffies() -> _Jiffies:
         with Path("/proc/stat").open() as file:
             values = [int(field) for field in file.readline().split()[1:9]]
     except OSError:  # not Linux, or hidden
-        return _Jiffies(0, 0, 0)
-    user, nice, system, idle, iowait, irq, softirq, steal = values
-    return _Jiffies(user + nice + system + irq + softirq, idle + iowait, steal)
+        return _Jiffies(0, 0)
+    user, nice, system, _, _, irq, softirq, steal = values
+    return _Jiffies(user + nice + system + irq + softirq, steal)
 
 
 def _cpu_mhz() -> float | None:

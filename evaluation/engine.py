@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Generation:
-    """Tokens and how long they took: from prompt sent to last token received, prefill included."""
+    """Tokens and how long they took, prefill included.
+
+    The clock covers all the time that the engine may run: from before the prompt is sent until
+    after the last token has been received.
+    """
 
     tokens: tuple[int, ...]
     duration_s: float

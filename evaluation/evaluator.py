@@ -1,26 +1,26 @@
 """Where measurements run. The loop knows only the `Evaluator` protocol; here is the local one."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
-
-import numpy as np
 
 from slipstream.kernels.variants import read_tree
 
 from .audits import Audit, audit_block, choose_blocks
-from .baselines import baseline_tree
+from .baselines import baseline_tree, is_baseline
 from .calibration import LogitNoise
 from .challenge import Challenge
 from .child import ChildEngine
 from .conditions import Watch
 from .errors import EngineFailedError, InvalidOutputError
+from .forcing import committed_logits
 from .gates import DocumentScore
 from .pairs import Pair, PairPlan, Stage, measure_pair, warm_up
 from .prompts import Prompt, Split
 from .reference import Document, Reference, score
-from .sandbox import Limits, NoSandbox, Sandbox
+from .sandbox import AnySandbox, Limits, NoSandbox, problem
+from .trust import exposure
 
 _NUM_WARM = 2  # engines kept loaded: a candidate and its rival
 
@@ -28,14 +28,22 @@ _NUM_WARM = 2  # engines kept loaded: a candidate and its rival
 class Evaluator(Protocol):
     """Measures variants. Engines are named by variant id, or by a baseline's name."""
 
+    def prepare(self) -> None:
+        """Make ready what no experiment should pay for."""
+        ...
+
     def smoke(self, variant: str) -> None:
         """Run `variant` on a tiny input; raises `EngineError` if it doesn't work."""
         ...
 
     def pairs(
-        self, variant: str, rival: str, stage: Stage, indices: Sequence[int]
+        self, variant: str, rival: str, stage: Stage, attempts: Mapping[int, int]
     ) -> Iterator[Pair]:
-        """Measure the pairs `indices` of a stage, one at a time; void ones are handed out too."""
+        """Measure pairs of a stage, one at a time; void ones are handed out too.
+
+        Args:
+            attempts: index of each pair to measure → attempts at it that were void already.
+        """
         ...
 
     def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
@@ -66,6 +74,7 @@ class LocalEvaluator:
         tree_of: where the tree of a variant lies.
         seed: of everything that is drawn; secret until the run is over.
         scratch: a folder for the baselines' trees.
+        unsafe_local: run changed source even without a sandbox.
         limits: what a variant's processes may use.
         salt: another one draws other held-out documents.
     """
@@ -81,7 +90,8 @@ class LocalEvaluator:
         vocab_size: int,
         seed: int,
         scratch: Path,
-        sandbox: Sandbox | NoSandbox,
+        sandbox: AnySandbox,
+        unsafe_local: bool = False,
         limits: Limits | None = None,
         salt: str = "",
         say: Callable[[str], None] = lambda _: None,
@@ -90,6 +100,7 @@ class LocalEvaluator:
         self._prompts, self._timed_prompts = prompts, timed_prompts
         self._vocab_size = vocab_size
         self._seed, self._scratch, self._sandbox, self._say = seed, scratch, sandbox, say
+        self._unsafe_local = unsafe_local
         self._limits = limits or Limits()
         self._reference = Reference(
             model_dir,
@@ -119,7 +130,7 @@ class LocalEvaluator:
         self._engine(variant)
 
     def pairs(
-        self, variant: str, rival: str, stage: Stage, indices: Sequence[int]
+        self, variant: str, rival: str, stage: Stage, attempts: Mapping[int, int]
     ) -> Iterator[Pair]:
         """Measure pairs. Confirmation starts both engines anew, on held-out prompts.
 
@@ -128,23 +139,22 @@ class LocalEvaluator:
         held_out = stage in (Stage.CONFIRM, Stage.BASELINE)
         split = Split.HELD_OUT if held_out else Split.PUBLIC
         prompts = [prompt for prompt in self._timed_prompts if prompt.split is split]
-        plan = PairPlan(stage, prompts, self._seed, f"{variant}:{rival}")
         num_tokens = self._challenge.workload.num_tokens
+        plan = PairPlan(stage, prompts, self._seed, f"{variant}:{rival}", num_tokens)
         if stage is Stage.CONFIRM:
             self.release(variant)
         if stage in (Stage.SCREEN, Stage.CONFIRM):
             self.release(rival)
         twin = f"{rival}#twin" if variant == rival else rival
-        for index in indices:
+        for index, attempt in attempts.items():
             candidate, other = self._engine(variant), self._engine(twin)
-            yield from measure_pair(candidate, other, plan, index, num_tokens, self._watch)
+            yield from measure_pair(candidate, other, plan, index, self._watch, attempt=attempt)
 
     def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
         """Score documents through the engine's decode step."""
         for document in self._documents(split):
             if document.prompt.id not in done:
                 yield score(self._engine(variant), document)
-        self._sleep(variant)
 
     def audits(
         self, variant: str, pairs: Sequence[Pair], count: int, done: Collection[tuple[int, int]]
@@ -159,13 +169,9 @@ class LocalEvaluator:
             if (pair.index, block) in done:
                 continue
             prompt, timed = tokens_of[pair.prompts[block]], pair.tokens[block]
-            engine = self._engine(variant)
-            replayed = [engine.begin(prompt), *(engine.reveal(token) for token in timed[:-1])]
-            engine.sleep()
+            replayed = committed_logits(self._engine(variant), prompt, timed)
             reference = self._reference.logits(prompt, timed)
-            yield audit_block(
-                pair.stage, pair.index, block, timed, np.stack(replayed), reference, noise
-            )
+            yield audit_block(pair.stage, pair.index, block, timed, replayed, reference, noise)
 
     def release(self, variant: str) -> None:
         """Stop the engine of `variant`, and its twin's."""
@@ -178,10 +184,6 @@ class LocalEvaluator:
         self._reference.close()
         while self._warm:
             self._warm.popitem()[1].close()
-
-    def _sleep(self, variant: str) -> None:
-        if variant in self._warm:
-            self._warm[variant].sleep()
 
     def _documents(self, split: Split) -> Sequence[Document]:
         def progress(done: int, total: int) -> None:
@@ -224,10 +226,13 @@ class LocalEvaluator:
         return engine
 
     def _tree(self, variant: str) -> Path:
-        if variant.startswith("transformers-"):
+        if is_baseline(variant):
             return baseline_tree(variant, self._scratch)
-        tree = self._tree_of(variant)
-        found = read_tree(tree).id
-        if found != variant:
-            raise EngineFailedError(f"the tree stored as {variant} was changed: it is {found} now")
-        return tree
+        folder = self._tree_of(variant)
+        tree = read_tree(folder)
+        if tree.id != variant:
+            raise EngineFailedError(f"the tree stored as {variant} is {tree.id}: it was changed")
+        no_sandbox = problem() if isinstance(self._sandbox, NoSandbox) else ""
+        if not self._unsafe_local and (reason := exposure(tree.engine_id, no_sandbox)):
+            raise EngineFailedError(reason)
+        return folder

@@ -16,6 +16,8 @@ from .conditions import Conditions, Watch
 from .engine import Engine
 from .prompts import Prompt
 
+MAX_ATTEMPTS = 3  # a machine that is never quiet still gets its pairs, and its log says so
+
 
 class Stage(StrEnum):
     """What a pair was measured for."""
@@ -67,12 +69,14 @@ class PairPlan:
 
     Attributes:
         race: who races whom; another race gets other prompts.
+        num_tokens: new tokens per block; each engine decodes two blocks.
     """
 
     stage: Stage
     prompts: Sequence[Prompt]
     seed: int
     race: str
+    num_tokens: int
 
     def at(self, index: int, attempt: int = 0) -> tuple[tuple[Prompt, Prompt], str]:
         """Return prompts and order of one pair.
@@ -99,12 +103,18 @@ def warm_up(engine: Engine, prompt: Prompt, num_tokens: int) -> None:
 
 
 def measure_pair(
-    candidate: Engine, rival: Engine, plan: PairPlan, index: int, num_tokens: int, watch: Watch
+    candidate: Engine,
+    rival: Engine,
+    plan: PairPlan,
+    index: int,
+    watch: Watch,
+    *,
+    attempt: int = 0,
 ) -> Iterator[Pair]:
     """Time one pair; again, on other prompts, as long as the machine is disturbed.
 
     Args:
-        num_tokens: new tokens per block; each engine decodes two blocks.
+        attempt: how many attempts at this pair were void already.
 
     Yields:
         The void attempts, if any, then the pair that counts.
@@ -112,9 +122,10 @@ def measure_pair(
     Raises:
         EngineError: one of the engines failed or broke the protocol.
     """
-    for attempt in range(watch.max_attempts):
-        pair = _time(candidate, rival, plan, index, attempt, num_tokens, watch)
-        if attempt == watch.max_attempts - 1:
+    while True:
+        pair = _time(candidate, rival, plan, index, attempt, watch)
+        attempt += 1
+        if attempt >= MAX_ATTEMPTS:
             pair = replace(pair, void="")
         yield pair
         if not pair.void:
@@ -127,7 +138,6 @@ def _time(
     plan: PairPlan,
     index: int,
     attempt: int,
-    num_tokens: int,
     watch: Watch,
 ) -> Pair:
     prompts, order = plan.at(index, attempt)
@@ -137,7 +147,7 @@ def _time(
     watch.start(lambda: candidate.cpu_s() + rival.cpu_s())
     for letter in order:
         prompt = prompts[len(blocks[letter])]
-        generation = engines[letter].generate(prompt.tokens, num_tokens)
+        generation = engines[letter].generate(prompt.tokens, plan.num_tokens)
         spent[letter] += generation.duration_s
         blocks[letter].append(generation.tokens)
     conditions = watch.stop()
@@ -146,8 +156,8 @@ def _time(
         index=index,
         prompts=tuple(prompt.id for prompt in prompts),
         order=order,
-        tps=2 * num_tokens / spent["A"],
-        tps_rival=2 * num_tokens / spent["B"],
+        tps=2 * plan.num_tokens / spent["A"],
+        tps_rival=2 * plan.num_tokens / spent["B"],
         tokens=tuple(blocks["A"]),
         conditions=conditions,
         attempt=attempt,

@@ -1,9 +1,9 @@
 """The trusted reference: the same checkpoint in transformers, in its own process.
 
-It writes the ground truth, continuations sampled at temperature 1 from fixed seeds, and keeps the
-logits that it had before each token. Both come from one pass through the scoring door, so a
-variant is compared position by position with what the reference really computed. Made once per
-model and settings, then read from the cache.
+It writes the ground truth, continuations sampled at temperature 1 (public ones from a fixed seed,
+held-out ones from a secret one), and keeps the logits that it had before each token. Both come from
+one pass through the scoring door, so a variant is compared position by position with what the
+reference really computed. Made once per model and settings, then read from the cache.
 """
 
 import hashlib
@@ -21,11 +21,12 @@ from .calibration import LogitNoise, logit_noise
 from .challenge import Quality
 from .child import ChildEngine
 from .engine import Engine
+from .forcing import batched_logits, committed_logits
 from .gates import DocumentScore, score_document
 from .hardware import detect_hardware
 from .home import cache_dir, make_dir
 from .prompts import Prompt, Split
-from .sandbox import NoSandbox, Sandbox
+from .sandbox import AnySandbox
 from .secret import held_out_seed
 
 _NOISE_DOCUMENTS = 4
@@ -58,7 +59,7 @@ class Reference:
         quality: Quality,
         *,
         max_context: int,
-        sandbox: Sandbox | NoSandbox | None = None,
+        sandbox: AnySandbox | None = None,
         salt: str = "",
     ) -> None:
         self._model_dir, self._quality, self._max_context = model_dir, quality, max_context
@@ -93,11 +94,7 @@ class Reference:
 
     def logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float32]:
         """Return the reference's logits before each of `tokens`, [len(tokens), vocab_size]."""
-        engine = self._awake()
-        first = engine.begin(prompt)[None]
-        rows = np.concatenate([first, engine.extend(tokens[:-1])]) if len(tokens) > 1 else first
-        engine.sleep()
-        return rows
+        return batched_logits(self._running(), prompt, tokens)
 
     def noise(self, prompts: Sequence[Prompt], say: Callable[[str], None]) -> LogitNoise:
         """Return how far honest computations differ here; measured once per machine."""
@@ -119,7 +116,7 @@ class Reference:
             self._engine.close()
             self._engine = None
 
-    def _awake(self) -> ChildEngine:
+    def _running(self) -> ChildEngine:
         if self._engine is None:
             short = {"float32": "fp32", "bfloat16": "bf16"}[self._quality.reference_dtype]
             self._engine = self._start(f"transformers-{short}", None)
@@ -134,7 +131,7 @@ class Reference:
         )
 
     def _make(self, prompts: Sequence[Prompt], say: Callable[[int, int], None]) -> None:
-        engine = self._awake()
+        engine = self._running()
         try:
             for done, prompt in enumerate(prompts):
                 say(done, len(prompts))
@@ -182,6 +179,5 @@ class Reference:
 
 def score(engine: Engine, document: Document) -> DocumentScore:
     """Score an engine on one document: it commits its logits before each token is revealed."""
-    rows = [engine.begin(document.prompt.tokens)]
-    rows.extend(engine.reveal(token) for token in document.tokens[:-1])
-    return score_document(document.prompt.id, document.tokens, np.stack(rows), document.logits())
+    logits = committed_logits(engine, document.prompt.tokens, document.tokens)
+    return score_document(document.prompt.id, document.tokens, logits, document.logits())

@@ -6,6 +6,7 @@ Left out on purpose: slipstream's own package (it holds prompts), homes, memory,
 sandbox only the shipped engine's own source runs, unless the user says `--unsafe-local`.
 """
 
+import json
 import os
 import platform
 import shutil
@@ -148,11 +149,13 @@ class NoSandbox:
         return Launch(command, str(tree), str(model), environment(str(scratch)), scratch)
 
 
+AnySandbox = Sandbox | NoSandbox
+
+
 def keeper_command(inside: str, descriptors: Sequence[int], limits: Limits) -> list[str]:
     """Return the command line of `keeper.py`, which starts the worker."""
-    rlimits = ",".join(f'"{name}":{value}' for name, value in limits.rlimits().items())
-    script = f"{inside}/keeper.py"
-    return [sys.executable, "-I", script, *map(str, descriptors), f"{{{rlimits}}}"]
+    rlimits = json.dumps(limits.rlimits())
+    return [sys.executable, "-I", f"{inside}/keeper.py", *map(str, descriptors), rlimits]
 
 
 def environment(home: str) -> dict[str, str]:
@@ -169,7 +172,7 @@ def environment(home: str) -> dict[str, str]:
     }
 
 
-def choose(*, gpu: bool = False) -> Sandbox | NoSandbox:
+def choose(*, gpu: bool = False) -> AnySandbox:
     """Return the sandbox if it starts here; otherwise no sandbox."""
     return NoSandbox() if problem() else Sandbox(gpu=gpu)
 

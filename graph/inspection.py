@@ -6,6 +6,7 @@ from langgraph.runtime import Runtime
 
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
 from slipstream.evaluation.inspector import inspect_change
+from slipstream.evaluation.trust import exposure
 from slipstream.memory.records import Experiment
 
 from .context import LoopContext
@@ -43,13 +44,8 @@ def inspect_variant(hypothesis: str, variant: str, context: LoopContext) -> Judg
         verdict = earlier.verdict or Verdict.FAILED
         reason = f"the same tree was judged in {earlier.id}: {earlier.reason}"
         return Judgement(verdict, earlier.cause or Cause.ENGINE, reason)
-    if refused(context.memory.variant(variant).engine, context):
-        return Judgement(
-            Verdict.FAILED,
-            Cause.ENGINE,
-            "its source was changed by an agent, and there is no sandbox to run it in: "
-            f"{context.no_sandbox}; --unsafe-local runs it all the same",
-        )
+    if reason := refused(context.memory.variant(variant).engine, context):
+        return Judgement(Verdict.FAILED, Cause.ENGINE, reason)
     return None
 
 
@@ -64,12 +60,6 @@ def recorded_result(variant: str, hypothesis: str, context: LoopContext) -> Expe
     return None
 
 
-def refused(engine: str, context: LoopContext) -> bool:
-    """Whether a source, by its hash, may not run here."""
-    return is_exposed(engine, context) and not context.unsafe_local
-
-
-def is_exposed(engine: str, context: LoopContext) -> bool:
-    """Whether a source that isn't the shipped engine's would run here without a sandbox."""
-    shipped = context.memory.variant(context.seed_variant).engine
-    return bool(context.no_sandbox) and engine != shipped
+def refused(engine: str, context: LoopContext) -> str:
+    """Return why a source, by its hash, may not run here; empty if it may."""
+    return "" if context.unsafe_local else exposure(engine, context.no_sandbox)

@@ -63,8 +63,9 @@ def measure_pairs(
     """Measure the pairs of a stage that memory doesn't have yet."""
     attempts = 2  # a failed process voids its pair; a second failure is the engine's
     while True:
-        done = {pair.index for pair in context.memory.evidence(experiment.id).counting(stage)}
-        missing = [index for index in range(count) if index not in done]
+        evidence = context.memory.evidence(experiment.id)
+        done = {pair.index for pair in evidence.counting(stage)}
+        missing = {i: evidence.num_void(stage, i) for i in range(count) if i not in done}
         if not missing:
             return
         context.say("benchmarker", f"{stage}: {len(missing)} pairs of {experiment.variant}")

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from filelock import Timeout
 
@@ -14,17 +13,15 @@ from slipstream.agents.offline_coder import OfflineCoder
 from slipstream.agents.offline_planner import OfflinePlanner
 from slipstream.agents.roles import Benchmarker, Coder, Planner
 from slipstream.evaluation import sandbox
+from slipstream.evaluation.bench import Bench, open_bench
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError
-from slipstream.evaluation.evaluator import Evaluator
 from slipstream.evaluation.hardware import detect_hardware, read_bandwidth_gbps
 from slipstream.evaluation.home import data_dir, make_dir
-from slipstream.evaluation.local import open_evaluator
-from slipstream.kernels.census import ModelShape
 from slipstream.kernels.levers import SEED_SETTINGS, Machine
 from slipstream.kernels.variants import VariantStore, seed_tree
 from slipstream.kernels.workshop import Workshop
-from slipstream.memory.records import Run, Variant
+from slipstream.memory.records import Variant
 from slipstream.memory.store import Memory
 
 from .context import Budget, Event, LoopContext
@@ -40,19 +37,6 @@ class Agents:
     planner: Planner = field(default_factory=OfflinePlanner)
     coder: Coder = field(default_factory=OfflineCoder)
     benchmarker: Benchmarker = field(default_factory=OfflineBenchmarker)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where measurements happen, and on what.
-
-    Attributes:
-        num_documents: scored documents per split.
-    """
-
-    evaluator: Evaluator
-    shape: ModelShape
-    num_documents: int
 
 
 @contextmanager
@@ -98,8 +82,16 @@ def open_context(
             Variant(seed.id, None, seed.engine_id, seed.settings, run_id, run.started_at)
         )
         if bench is None:
-            local = _local_bench(run, challenge, variants, folder, emit)
+            local = open_bench(
+                challenge,
+                variants.path,
+                folder,
+                seed=run.seed,
+                unsafe_local=run.unsafe,
+                say=lambda text: emit(Event("setup", text)),
+            )
             bench = stack.enter_context(local)
+        bench.evaluator.prepare()
         if run.bandwidth_gbps is None:
             memory.update_run(run_id, bandwidth_gbps=read_bandwidth_gbps(hardware.num_cores))
         workshop = Workshop(folder / "workshop.git")
@@ -129,20 +121,6 @@ def open_context(
             emit=emit,
             stopping=stack.enter_context(_stop_on_interrupt(emit)),
         )
-
-
-@contextmanager
-def _local_bench(
-    run: Run, challenge: Challenge, variants: VariantStore, folder: Path, emit: Emit
-) -> Iterator[Bench]:
-    """Make ready everything that no experiment should pay for."""
-
-    def say(text: str) -> None:
-        emit(Event("setup", text))
-
-    with open_evaluator(challenge, variants.path, folder, seed=run.seed, say=say) as opened:
-        opened.evaluator.prepare()
-        yield Bench(opened.evaluator, opened.shape, opened.num_documents)
 
 
 @contextmanager

@@ -5,10 +5,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from slipstream.evaluation.baselines import is_baseline
+from slipstream.evaluation.bench import open_bench
 from slipstream.evaluation.challenge import load_challenge
 from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.home import data_dir
-from slipstream.evaluation.local import open_evaluator
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.statistics import Estimate, estimate, geometric_mean
 from slipstream.kernels.levers import SEED_SETTINGS
@@ -23,12 +24,15 @@ def race(
     challenge_name: str,
     num_pairs: int,
     say: Callable[[str], None],
+    *,
+    unsafe_local: bool = False,
 ) -> tuple[Estimate, float, float]:
     """Measure interleaved pairs on held-out prompts.
 
     Args:
         variant: a variant's name, or "seed" for the shipped engine without levers.
         against: another variant, or a baseline's name.
+        unsafe_local: run changed source even where there is no sandbox.
 
     Returns:
         The gain, and both engines' output tokens per second (geometric means).
@@ -41,16 +45,24 @@ def race(
     shipped = seed_tree(SEED_SETTINGS)
     store.add(shipped)
     names = [
-        shipped.id if name == "seed" else name if _is_baseline(name) else memory.variant(name).id
+        shipped.id if name == "seed" else name if is_baseline(name) else memory.variant(name).id
         for name in (variant, against)
     ]
     pairs: list[Pair] = []
     seed = secrets.randbelow(2**31)
     with (
         tempfile.TemporaryDirectory() as scratch,
-        open_evaluator(challenge, store.path, Path(scratch), seed=seed, say=say) as opened,
+        open_bench(
+            challenge,
+            store.path,
+            Path(scratch),
+            seed=seed,
+            unsafe_local=unsafe_local,
+            say=say,
+        ) as bench,
     ):
-        measured = opened.evaluator.pairs(names[0], names[1], Stage.CONFIRM, range(num_pairs))
+        todo = dict.fromkeys(range(num_pairs), 0)
+        measured = bench.evaluator.pairs(names[0], names[1], Stage.CONFIRM, todo)
         try:
             for pair in measured:
                 if pair.void:
@@ -65,7 +77,3 @@ def race(
         geometric_mean([pair.tps for pair in pairs]),
         geometric_mean([pair.tps_rival for pair in pairs]),
     )
-
-
-def _is_baseline(name: str) -> bool:
-    return name in ("transformers-bf16", "transformers-fp32")

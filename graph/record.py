@@ -6,10 +6,10 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from slipstream.evaluation.acceptance import Judgement, Verdict
+from slipstream.evaluation.trust import exposure
 from slipstream.memory.records import Finding
 
 from .context import LoopContext
-from .inspection import is_exposed
 from .state import LoopState
 
 
@@ -46,7 +46,7 @@ def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -
         predicted_gain=hypothesis.predicted_gain,
         mechanism=explanation.mechanism,
         reopen=explanation.reopen,
-        unsafe=is_exposed(engine, context) and context.unsafe_local,
+        unsafe=bool(exposure(engine, context.no_sandbox)),
         learned_at=time.time(),
     )
     context.memory.record(hypothesis_id, judgement, finding, context.budget.spent_s)

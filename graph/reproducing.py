@@ -8,13 +8,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from slipstream.evaluation.audits import AuditReport, audit_refusal, contradiction, report_audits
+from slipstream.evaluation.bench import open_bench
 from slipstream.evaluation.challenge import Challenge, load_challenge
 from slipstream.evaluation.errors import EngineError, SlipstreamError
-from slipstream.evaluation.evaluator import LocalEvaluator
+from slipstream.evaluation.evaluator import Evaluator
 from slipstream.evaluation.gates import QualityReport, refusal, report
 from slipstream.evaluation.hardware import detect_hardware
 from slipstream.evaluation.home import data_dir
-from slipstream.evaluation.local import open_evaluator
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.prompts import Split
 from slipstream.evaluation.statistics import Estimate, estimate, geometric_mean
@@ -23,7 +23,7 @@ from slipstream.memory.leaderboard import speedups
 from slipstream.memory.store import Memory
 
 _CHALLENGE_BAND = 0.05  # the Gemma challenge called a result valid within 5 % of the report
-_MAX_WIDTH = 0.10  # an interval wider than this, as a log ratio to either side, says nothing
+_MAX_SHORTFALL = 0.10  # valid means: at most this much slower than claimed, with 95 % confidence
 
 
 class Outcome(StrEnum):
@@ -39,8 +39,8 @@ class Verification:
     """A claim beside what was found; `audits` and `quality` are None where nothing is judged.
 
     Attributes:
-        claimed: the speed-up on record for this machine, or None.
-        found: the speed-up over the baseline measured now.
+        claimed: the speed-up over the baseline on record for this machine, or None.
+        speedup: the same, measured now.
         within_5_percent: the Gemma challenge's own rule, shown beside; it decides nothing.
     """
 
@@ -48,7 +48,7 @@ class Verification:
     outcome: Outcome
     reason: str
     claimed: Estimate | None
-    found: Estimate
+    speedup: Estimate
     tps: float
     within_5_percent: bool | None
     quality: QualityReport | None
@@ -61,12 +61,14 @@ def reproduce(
     challenge_name: str,
     *,
     fresh_seed: bool,
+    unsafe_local: bool = False,
     say: Callable[[str], None],
 ) -> Verification:
     """Measure speed, quality and audits of a variant anew and compare with what is on record.
 
     Args:
         fresh_seed: let the reference write new held-out documents too (a minute or more).
+        unsafe_local: run changed source even where there is no sandbox.
 
     Raises:
         SlipstreamError: unknown variant or challenge, or no sandbox for changed source.
@@ -77,30 +79,35 @@ def reproduce(
     seed, salt = secrets.randbelow(2**31), secrets.token_hex(8) if fresh_seed else ""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        open_evaluator(
-            challenge, store.path, Path(scratch), seed=seed, salt=salt, say=say
-        ) as opened,
+        open_bench(
+            challenge,
+            store.path,
+            Path(scratch),
+            seed=seed,
+            salt=salt,
+            unsafe_local=unsafe_local,
+            say=say,
+        ) as bench,
     ):
         try:
-            pairs, quality, audits = _measure(opened.evaluator, challenge, name, say)
+            pairs, quality, audits = _measure(bench.evaluator, challenge, name, say)
         except EngineError as error:
             raise SlipstreamError(f"verify {variant}: {error}") from error
     claimed = _claim(memory, challenge, name)
-    found = estimate([pair.log_ratio for pair in pairs])
-    outcome, reason = conclude(challenge, claimed, found, quality, audits)
-    band = None if claimed is None else abs(found.ratio / claimed.ratio - 1) <= _CHALLENGE_BAND
+    speedup = estimate([pair.log_ratio for pair in pairs])
+    outcome, reason = conclude(challenge, claimed, speedup, quality, audits)
+    band = None if claimed is None else abs(speedup.ratio / claimed.ratio - 1) <= _CHALLENGE_BAND
     tps = geometric_mean([pair.tps for pair in pairs])
-    return Verification(name, outcome, reason, claimed, found, tps, band, quality, audits)
+    return Verification(name, outcome, reason, claimed, speedup, tps, band, quality, audits)
 
 
 def _measure(
-    evaluator: LocalEvaluator, challenge: Challenge, name: str, say: Callable[[str], None]
+    evaluator: Evaluator, challenge: Challenge, name: str, say: Callable[[str], None]
 ) -> tuple[list[Pair], QualityReport | None, AuditReport | None]:
     pairs: list[Pair] = []
     rules = challenge.acceptance
-    for pair in evaluator.pairs(
-        name, challenge.baseline, Stage.BASELINE, range(rules.confirm_pairs)
-    ):
+    todo = dict.fromkeys(range(rules.confirm_pairs), 0)
+    for pair in evaluator.pairs(name, challenge.baseline, Stage.BASELINE, todo):
         say(f"pair {pair.index + 1}: {pair.tps:.1f} against {pair.tps_rival:.1f} {pair.void}")
         if not pair.void:
             pairs.append(pair)
@@ -122,7 +129,7 @@ def _claim(memory: Memory, challenge: Challenge, name: str) -> Estimate | None:
 def conclude(
     challenge: Challenge,
     claimed: Estimate | None,
-    found: Estimate,
+    speedup: Estimate,
     quality: QualityReport | None,
     audits: AuditReport | None,
 ) -> tuple[Outcome, str]:
@@ -134,15 +141,15 @@ def conclude(
     ):
         if reason:
             return Outcome.INVALID, reason
-    low, high = found.interval()
-    seen = f"{found.ratio:.2f}× ({low:.2f} to {high:.2f})"
+    low, high = speedup.interval()
+    seen = f"{speedup.ratio:.2f}× ({low:.2f} to {high:.2f})"
     if claimed is None:
         return Outcome.INCONCLUSIVE, f"{seen} found; no speed-up is on record for this machine"
-    change = found + Estimate(-claimed.mean, claimed.stderr, claimed.num_pairs)
+    change = speedup + Estimate(-claimed.mean, claimed.stderr, claimed.num_pairs)
     least, most = change.interval()
     figures = f"{seen} found, {claimed.ratio:.2f}× on record"
     if most < 1:
         return Outcome.INVALID, f"slower than claimed: {figures}"
-    if least < 1 - _MAX_WIDTH:
+    if least < 1 - _MAX_SHORTFALL:
         return Outcome.INCONCLUSIVE, f"too noisy to tell: {figures}"
     return Outcome.VALID, figures

@@ -1,4 +1,4 @@
-"""Starts a run or resumes one: puts the context together, drives the graph, leaves things tidy."""
+"""Starts a run or resumes one: opens its context, drives the graph, leaves things tidy."""
 
 import secrets
 import time
@@ -9,6 +9,7 @@ from typing import Any
 import langsmith
 from langchain_core.runnables import RunnableConfig
 
+from slipstream.evaluation.bench import Bench
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError, StopRequested
 from slipstream.evaluation.hardware import detect_hardware
@@ -20,7 +21,7 @@ from .build import build_graph
 from .checkpoints import open_checkpoints
 from .context import LoopContext
 from .liveness import run_dir
-from .opening import Agents, Bench, Emit, open_context
+from .opening import Agents, Emit, open_context
 from .state import LoopState
 
 _INTERRUPTED = "interrupted"

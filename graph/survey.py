@@ -25,9 +25,11 @@ def survey(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     What has expired or drifted is measured anew: the noise floor, the champion's own speed-up.
     """
     context = runtime.context
-    champion = state.champion or starting_champion(context)
-    calibrate(context, champion)
-    reverify(context, champion)
+    champion = state.champion
+    if champion:
+        _look_again(context, champion)
+    else:
+        champion = starting_champion(context)
     read_bytes = sum(
         bytes_per_token(context.shape, context.memory.variant(champion).settings).values()
     )
@@ -38,6 +40,17 @@ def survey(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
         f"{context.bandwidth_gbps:.0f} GB/s the ceiling is {ceiling:.0f} tokens/s",
     )
     return {"champion": champion}
+
+
+def _look_again(context: LoopContext, champion: str) -> None:
+    try:
+        calibrate(context, champion)
+        reverify(context, champion)
+    except EngineError as error:
+        raise SlipstreamError(
+            f"champion {champion} doesn't run any more: {error}; `slipstream resume {context.run}` "
+            "tries again"
+        ) from error
 
 
 def starting_champion(context: LoopContext) -> str:

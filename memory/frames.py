@@ -41,10 +41,18 @@ def experiments_frame(memory: Memory, run: str | None = None) -> pd.DataFrame:
     return _frame(rows)
 
 
-def pairs_frame(memory: Memory, experiment: str) -> pd.DataFrame:
-    """Return one row per measured pair of an experiment."""
-    pairs = memory.evidence(experiment).pairs
-    return pd.DataFrame([asdict(pair) | {"log_ratio": pair.log_ratio} for pair in pairs])
+def pairs_frame(memory: Memory, experiment: str, *, void: bool = False) -> pd.DataFrame:
+    """Return one row per measured pair of an experiment, with the machine's conditions.
+
+    Args:
+        void: with the pairs that don't count; the column `void` says why.
+    """
+    rows = []
+    for pair in memory.evidence(experiment).pairs:
+        if void or not pair.void:
+            row = asdict(pair) | {"log_ratio": pair.log_ratio} | asdict(pair.conditions)
+            rows.append({k: v for k, v in row.items() if k not in ("tokens", "conditions")})
+    return pd.DataFrame(rows)
 
 
 def leaderboard_frame(memory: Memory, challenge: str, machine: str) -> pd.DataFrame:

@@ -59,9 +59,15 @@ class Memory:
         self._insert("runs", asdict(run))
 
     def update_run(self, run: str, **changes: Any) -> None:
-        """Change fields of a run (state, spent_s, delta, bandwidth_gbps)."""
+        """Change fields of a run (state, spent_s, delta, bandwidth_gbps).
+
+        Raises:
+            SlipstreamError: no such run.
+        """
         with self._writing() as connection:
-            connection.execute(queries.change_run(run, changes))
+            changed = connection.execute(queries.change_run(run, changes)).rowcount
+        if not changed:
+            raise SlipstreamError(f"unknown run {run!r}; nothing was changed")
 
     def run(self, run: str) -> Run:
         """Return one run.

@@ -47,6 +47,13 @@ MemoryUrl = Annotated[
         "--memory", help="sqlite:///FILE or postgresql+psycopg://…", envvar="SLIPSTREAM_MEMORY"
     ),
 ]
+UnsafeLocal = Annotated[
+    bool,
+    typer.Option(
+        "--unsafe-local",
+        help="Run changed source even where no sandbox starts; written on its findings.",
+    ),
+]
 ChallengeName = Annotated[str, typer.Argument(help="A challenge's name, or the path of its TOML.")]
 
 
@@ -62,14 +69,11 @@ def run(
     challenge: ChallengeName = DEFAULT_CHALLENGE,
     experiments: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.1, help="At most this long.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of plan and prompt order.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all that the run draws: plan, prompts, orders.")
+    ] = None,
     memory: MemoryUrl = None,
-    unsafe_local: Annotated[
-        bool,
-        typer.Option(
-            help="Run changed source even where no sandbox starts; written on its findings."
-        ),
-    ] = False,
+    unsafe_local: UnsafeLocal = False,
     as_json: AsJson = False,
 ) -> None:
     """Start a run and drive it to its end."""
@@ -179,6 +183,7 @@ def bench(
     ] = "transformers-bf16",
     challenge: Annotated[str, typer.Option(help="Whose workload.")] = DEFAULT_CHALLENGE,
     pairs: Annotated[int, typer.Option(min=2, help="Interleaved ABBA pairs.")] = 8,
+    unsafe_local: UnsafeLocal = False,
     memory: MemoryUrl = None,
     as_json: AsJson = False,
 ) -> None:
@@ -187,7 +192,9 @@ def bench(
     from slipstream.memory.store import open_memory
 
     with open_memory(memory) as store:
-        gain, tps, tps_rival = race(store, variant, against, challenge, pairs, say_plainly)
+        gain, tps, tps_rival = race(
+            store, variant, against, challenge, pairs, say_plainly, unsafe_local=unsafe_local
+        )
     low, high = gain.interval()
     row = {
         "variant": variant,
@@ -209,6 +216,7 @@ def verify(
     fresh_seed: Annotated[
         bool, typer.Option("--fresh-seed", help="New held-out documents too; takes longer.")
     ] = False,
+    unsafe_local: UnsafeLocal = False,
     memory: MemoryUrl = None,
     as_json: AsJson = False,
 ) -> None:
@@ -217,7 +225,14 @@ def verify(
     from slipstream.memory.store import open_memory
 
     with open_memory(memory) as store:
-        found = reproduce(store, variant, challenge, fresh_seed=fresh_seed, say=say_plainly)
+        found = reproduce(
+            store,
+            variant,
+            challenge,
+            fresh_seed=fresh_seed,
+            unsafe_local=unsafe_local,
+            say=say_plainly,
+        )
     if as_json:
         print_json(verification_row(found))
     else:

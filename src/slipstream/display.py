@@ -96,14 +96,14 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 def verification_row(found: "Verification") -> dict[str, Any]:
     """Return a verification as stable fields for a script."""
-    low, high = found.found.interval()
+    low, high = found.speedup.interval()
     quality, audits = found.quality, found.audits
     return {
         "variant": found.variant,
         "outcome": str(found.outcome),
         "reason": found.reason,
         "tps": found.tps,
-        "speedup": found.found.ratio,
+        "speedup": found.speedup.ratio,
         "speedup_low": low,
         "speedup_high": high,
         "claimed": found.claimed.ratio if found.claimed else None,

@@ -44,14 +44,14 @@ class Quiet(Watch):
 
 
 def plan(stage: Stage, seed: int, race: str = "a:b") -> PairPlan:
-    return PairPlan(stage, PROMPTS, seed, race)
+    return PairPlan(stage, PROMPTS, seed, race, 10)
 
 
 @pytest.mark.parametrize("index", range(4))
 def test_linear_drift_cancels(index: int) -> None:
     log: list[str] = []
     a, b = Clockwork("A", 1.0, log), Clockwork("B", 2.0, log)
-    (pair,) = measure_pair(a, b, plan(Stage.TEST, 1), index, 10, Quiet())  # type: ignore[arg-type]
+    (pair,) = measure_pair(a, b, plan(Stage.TEST, 1), index, Quiet())  # type: ignore[arg-type]
     assert "".join(log) == pair.order
     assert pair.order in ("ABBA", "BAAB")
     assert np.exp(pair.log_ratio) == pytest.approx(2.0)
@@ -61,16 +61,22 @@ def test_linear_drift_cancels(index: int) -> None:
 
 def test_disturbed_pairs_are_void_and_measured_again_on_other_prompts() -> None:
     a, b = Clockwork("A", 1.0, []), Clockwork("B", 2.0, [])
-    pairs = list(measure_pair(a, b, plan(Stage.TEST, 1), 0, 10, Quiet(1)))  # type: ignore[arg-type]
+    pairs = list(measure_pair(a, b, plan(Stage.TEST, 1), 0, Quiet(1)))  # type: ignore[arg-type]
     assert [pair.attempt for pair in pairs] == [0, 1]
     assert pairs[0].void == "others used 60% of the cores, 10% is allowed"
     assert pairs[1].void == ""
     assert pairs[0].prompts != pairs[1].prompts
 
 
+def test_void_attempts_of_before_a_restart_count() -> None:
+    a, b = Clockwork("A", 1.0, []), Clockwork("B", 2.0, [])
+    again = measure_pair(a, b, plan(Stage.TEST, 1), 0, Quiet(99), attempt=1)  # type: ignore[arg-type]
+    assert [(pair.attempt, bool(pair.void)) for pair in again] == [(1, True), (2, False)]
+
+
 def test_machine_that_is_never_quiet_gets_its_pair_all_the_same() -> None:
     a, b = Clockwork("A", 1.0, []), Clockwork("B", 2.0, [])
-    pairs = list(measure_pair(a, b, plan(Stage.TEST, 1), 0, 10, Quiet(99)))  # type: ignore[arg-type]
+    pairs = list(measure_pair(a, b, plan(Stage.TEST, 1), 0, Quiet(99)))  # type: ignore[arg-type]
     assert [bool(pair.void) for pair in pairs] == [True, True, False]
     assert pairs[-1].conditions.others == 0.6
 
@@ -91,7 +97,7 @@ def test_no_prompt_is_dealt_twice_in_a_race() -> None:
         prompt.id
         for stage, count in ((Stage.SCREEN, 3), (Stage.TEST, 32))
         for index in range(count)
-        for prompt in PairPlan(stage, prompts, 3, "a:b").at(index)[0]
+        for prompt in PairPlan(stage, prompts, 3, "a:b", 10).at(index)[0]
     ]
     assert len(set(dealt)) == len(dealt) == 70
 

@@ -16,10 +16,11 @@ from tiny_engines import write_engine
 from slipstream.evaluation import sandbox
 from slipstream.evaluation.child import ChildEngine
 from slipstream.evaluation.errors import EngineFailedError, InvalidOutputError
-from slipstream.evaluation.sandbox import Limits, NoSandbox, Sandbox
+from slipstream.evaluation.sandbox import AnySandbox, Limits, NoSandbox, Sandbox
 from slipstream.evaluation.syscalls import _ARCHITECTURES, seccomp_program
 
 needs_bubblewrap = pytest.mark.skipif(bool(sandbox.problem()), reason=sandbox.problem())
+BOXES = [NoSandbox(), pytest.param(Sandbox(), marks=needs_bubblewrap)]
 GENERATE = "return [(sum(prompt) + i) % 8 for i in range(num_tokens)]"
 
 
@@ -105,8 +106,8 @@ def test_tasks_are_counted_while_a_request_runs(tmp_path: Path) -> None:
     assert "tasks alive, limit 20" in told(start(tmp_path, code, num_tasks=20))
 
 
-@pytest.mark.parametrize("box", [NoSandbox(), pytest.param(Sandbox(), marks=needs_bubblewrap)])
-def test_sleeping_engine_does_no_work(box: Sandbox | NoSandbox, tmp_path: Path) -> None:
+@pytest.mark.parametrize("box", BOXES)
+def test_stopped_engine_does_no_work(box: AnySandbox, tmp_path: Path) -> None:
     code = """
         import threading
         if not hasattr(self, "count"):
@@ -126,17 +127,77 @@ def test_sleeping_engine_does_no_work(box: Sandbox | NoSandbox, tmp_path: Path) 
         engine.generate([1], 1)  # it wakes up again
 
 
-def test_work_in_its_sleep_makes_an_engine_invalid(tmp_path: Path) -> None:
-    """Without a sandbox a process can leave the group that is stopped; its CPU time tells."""
-    tree = write_engine(tmp_path / "t")
+WAKE_BY_TIMER = """
+        import ctypes, signal, threading
+        signal.signal(signal.SIGCONT, lambda *_: None)  # a kernel drops ignored timer signals
+        if not hasattr(self, "timer"):
+            libc, self.timer = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p()
+            event = (ctypes.c_int * 16)(0, 0, 18, 0)  # a signal, SIGCONT
+            if libc.timer_create(1, event, ctypes.byref(self.timer)):
+                raise OSError(ctypes.get_errno(), "timer_create")
+            every = (ctypes.c_long * 4)(0, 1_000_000, 0, 1_000_000)
+            libc.timer_settime(self.timer, 0, every, None)
+            def work():
+                while True:
+                    pass
+            threading.Thread(target=work, daemon=True).start()
+        return [0] * num_tokens
+""".strip()
+
+
+@needs_bubblewrap
+def test_timers_that_wake_the_stopped_are_refused(tmp_path: Path) -> None:
+    assert "timer_create" in told(start(tmp_path, WAKE_BY_TIMER))
+
+
+def test_work_while_stopped_makes_an_engine_invalid(tmp_path: Path) -> None:
+    """Without a sandbox, a timer that fires SIGCONT wakes a process up. Its CPU time tells."""
+    tree = write_engine(tmp_path / "t", (GENERATE, WAKE_BY_TIMER))
     with ChildEngine(tree, tree, max_context=64) as engine:
         engine.generate([1], 1)
-        assert engine._asleep_at is not None
-        engine._asleep_at -= 100  # a second of CPU time more than when it was stopped
-        with pytest.raises(
-            InvalidOutputError, match=r"used 1\.\d\d s of CPU time while it was stopped"
-        ):
+        time.sleep(0.5)
+        with pytest.raises(InvalidOutputError, match=r"used \d\.\d\d s of CPU time while it was"):
             engine.generate([1], 1)
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize("request_", ["load", "generate", "begin", "reveal"])
+def test_engine_is_stopped_after_every_request(
+    request_: str, box: AnySandbox, tmp_path: Path
+) -> None:
+    spin = "import threading; threading.Thread(target=spin, daemon=True).start(); "
+    changes = {
+        "load": ("return Engine()", f"{spin}return Engine()"),
+        "generate": (GENERATE, f"{spin}{GENERATE}"),
+        "begin": ("self.last = prompt[-1]", f"{spin}self.last = prompt[-1]"),
+        "reveal": ("self.last = token", f"{spin}self.last = token"),
+    }
+    tree = write_engine(tmp_path / "t", changes[request_])
+    with (tree / "engine" / "__init__.py").open("a") as source:
+        source.write("\ndef spin():\n    while True: pass\n")
+    with ChildEngine(tree, tree, max_context=64, sandbox=box) as engine:
+        for name in ("generate", "begin", "reveal"):
+            {
+                "generate": lambda: engine.generate([1], 1),
+                "begin": lambda: engine.begin([1]),
+                "reveal": lambda: engine.reveal(1),
+            }[name]()
+            before = engine.cpu_s()
+            time.sleep(0.2)
+            assert engine.cpu_s() - before < 0.03
+
+
+@needs_bubblewrap
+def test_tmp_is_private_to_each_process(tmp_path: Path) -> None:
+    code = (
+        "import os; seen = os.path.exists('/tmp/left'); open('/tmp/left', 'w').close(); "
+        "return [int(seen)] * num_tokens"
+    )
+    tree = write_engine(tmp_path / "t", (GENERATE, code))
+    for _ in range(2):
+        with ChildEngine(tree, tree, max_context=64, sandbox=Sandbox()) as engine:
+            assert engine.generate([1], 1).tokens == (0,)
+            assert engine.generate([1], 1).tokens == (1,)
 
 
 def test_answer_before_the_question_is_invalid(tmp_path: Path) -> None:
@@ -185,7 +246,7 @@ def _see(tree: Path) -> list[str]:
 def test_start_costs_little(tmp_path: Path) -> None:
     """Under 50 ms more than without; medians, because this machine is shared."""
 
-    def cost(box: Sandbox | NoSandbox, name: str) -> float:
+    def cost(box: AnySandbox, name: str) -> float:
         tree = write_engine(tmp_path / name)
         times = []
         for _ in range(7):

@@ -8,7 +8,7 @@ from loops import Loop
 
 from slipstream import benchmarker_node, coder_node, open_context, planner_node
 from slipstream.evaluation.acceptance import Verdict
-from slipstream.graph.opening import Bench
+from slipstream.evaluation.bench import Bench
 
 
 class HostState(TypedDict, total=False):

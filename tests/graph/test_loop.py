@@ -1,6 +1,7 @@
 """The loop as a whole, on instant measurements."""
 
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from slipstream.agents.offline_planner import OfflinePlanner
 from slipstream.agents.roles import Briefing, Proposal
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.pairs import Stage
 from slipstream.graph import opening
 from slipstream.graph.liveness import is_alive, run_dir
 from slipstream.graph.opening import Agents
@@ -149,6 +151,21 @@ def test_identical_tree_is_never_measured_twice(loop: Loop) -> None:
     race = next(e for e in loop.memory.experiments(run=run) if e.hypothesis)
     assert "the same tree was judged in" in race.reason
     assert not any(stage == "screen" for _, stage, _ in loop.evaluator.measured)
+
+
+def test_void_pairs_are_measured_again_even_after_a_crash(loop: Loop) -> None:
+    """The next attempt has the next number: a void one on record must not swallow it."""
+    loop.evaluator.disturbed = Counter({(Stage.SCREEN, 1): 1, (Stage.TEST, 0): 2})
+    loop.evaluator.fails_once = {(Stage.SCREEN, 1), (Stage.TEST, 0)}
+    run = loop.start(experiments=1)
+    loop.drive(run, Agents(Fixed({"weights": "int8"}), OfflineCoder(), OfflineBenchmarker()))
+    (race,) = [e for e in loop.memory.experiments(run=run) if e.hypothesis]
+    assert race.verdict is Verdict.KEPT
+    evidence = loop.memory.evidence(race.id)
+    assert [pair.index for pair in evidence.counting(Stage.SCREEN)] == [0, 1, 2]
+    attempts = [p.attempt for p in evidence.pairs if (p.stage, p.index) == (Stage.TEST, 0)]
+    assert attempts == [0, 1, 2]
+    assert [bool(p.void) for p in evidence.pairs].count(True) == 3
 
 
 class Meddler(OfflineCoder):
@@ -318,11 +335,11 @@ def test_champion_is_raced_against_the_baseline_again_after_promotions(loop: Loo
 
 def test_noise_is_measured_again_once_it_has_expired(loop: Loop) -> None:
     with_rules(loop, calibration_minutes=1e-9)
-    run = loop.start(experiments=2)
+    run = loop.start(experiments=3)
     loop.drive(run)
     tests = [e.id.removeprefix(run) for e in loop.memory.experiments(run=run) if "noise" in e.id]
     assert tests == [f"-noise-{number}" for number in range(len(tests))]
-    assert len(tests) >= 3
+    assert len(tests) == 3
     assert loop.memory.run(run).calibrations == len(tests)
 
 

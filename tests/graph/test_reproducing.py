@@ -12,9 +12,13 @@ from slipstream.evaluation.gates import DocumentScore, report
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.statistics import Estimate
 from slipstream.graph.opening import open_context
+from slipstream.graph.racing import race
 from slipstream.graph.reproducing import Outcome, conclude, reproduce
 from slipstream.graph.session import new_run
 from slipstream.graph.survey import starting_champion
+from slipstream.kernels.levers import SEED_SETTINGS
+from slipstream.kernels.variants import Tree, VariantStore, seed_tree
+from slipstream.memory.records import Variant
 from slipstream.memory.store import open_memory
 
 CHALLENGE = """
@@ -72,6 +76,31 @@ def test_without_a_claim_nothing_is_confirmed() -> None:
     assert "no speed-up is on record" in reason
 
 
+def test_changed_source_is_not_run_without_a_sandbox(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(CHALLENGE)
+    tree = seed_tree(SEED_SETTINGS)
+    source = tree.files["engine/engine.py"] + f"\nopen({str(tmp_path / 'ran')!r}, 'w')\n".encode()
+    changed = Tree({**tree.files, "engine/engine.py": source})
+    VariantStore(home / "variants").add(changed)
+    monkeypatch.setattr("slipstream.evaluation.sandbox.problem", lambda: "no bwrap here")
+    monkeypatch.setattr("slipstream.evaluation.evaluator.problem", lambda: "no bwrap here")
+    with open_memory() as memory:
+        run = new_run(load_challenge(str(path)), memory, seed=1).id
+        memory.add_variant(Variant(changed.id, None, changed.engine_id, changed.settings, run, 0.0))
+        for refused in (
+            lambda: reproduce(memory, changed.id, str(path), fresh_seed=False, say=print),
+            lambda: race(memory, changed.id, "seed", str(path), 2, print),
+        ):
+            with pytest.raises(SlipstreamError, match=r"no sandbox to run it in: no bwrap here"):
+                refused()
+        assert not (tmp_path / "ran").exists()
+        race(memory, changed.id, "seed", str(path), 2, print, unsafe_local=True)
+    assert (tmp_path / "ran").exists()
+
+
 def test_a_real_engine_is_reproduced(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(CHALLENGE)
@@ -85,11 +114,11 @@ def test_a_real_engine_is_reproduced(home: Path, tmp_path: Path) -> None:
             reproduce(memory, "nope", str(path), fresh_seed=False, say=said.append)
     assert found.variant == variant
     assert found.claimed is not None
-    assert found.found.num_pairs == 4
+    assert found.speedup.num_pairs == 4
     assert found.quality is not None
     assert found.quality.num_tokens == 4 * 8
     assert found.audits is not None
     assert found.audits.num_tokens == 3 * 8
     assert found.audits.contradictions == 0
-    assert found.within_5_percent == (abs(found.found.ratio / found.claimed.ratio - 1) <= 0.05)
+    assert found.within_5_percent == (abs(found.speedup.ratio / found.claimed.ratio - 1) <= 0.05)
     assert any(text.startswith("audited 3") for text in said)

@@ -1,11 +1,13 @@
 """An evaluator that answers at once: speeds follow from the bytes that the levers leave."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from slipstream.evaluation.audits import Audit
+from slipstream.evaluation.baselines import is_baseline
 from slipstream.evaluation.errors import EngineFailedError, InvalidOutputError
 from slipstream.evaluation.gates import DocumentScore
 from slipstream.evaluation.pairs import Pair, Stage
@@ -25,21 +27,32 @@ class InstantEvaluator:
         self.audited: Counter[tuple[str, str, int]] = Counter()
         self.scored: Counter[tuple[str, str]] = Counter()
         self.broken: dict[str, str] = {}  # lever value → how it fails
+        self.disturbed: Counter[tuple[Stage, int]] = Counter()  # pair → how many attempts are void
+        self.fails_once: set[tuple[Stage, int]] = set()  # pairs whose process dies after a void one
+
+    def prepare(self) -> None:
+        """Nothing to make."""
 
     def smoke(self, variant: str) -> None:
         self._check(variant, "smoke")
 
     def pairs(
-        self, variant: str, rival: str, stage: Stage, indices: Sequence[int]
+        self, variant: str, rival: str, stage: Stage, attempts: Mapping[int, int]
     ) -> Iterator[Pair]:
-        for index in indices:
+        for index, attempt in attempts.items():
             self._check(variant, "pairs")
             self.measured[variant, stage, index] += 1
             rng = np.random.default_rng([index, *f"{variant}{rival}{stage}".encode()])
             wobble = 0.0 if variant == rival else rng.normal(0, self.noise)
             tps = self._tps(variant) * float(np.exp(wobble + 0.001 * (-1) ** index))
             tokens = ((index,) * 8, (index + 1,) * 8)
-            yield Pair(stage, index, ("p", "q"), "ABBA", tps, self._tps(rival), tokens)
+            pair = Pair(stage, index, ("p", "q"), "ABBA", tps, self._tps(rival), tokens)
+            for number in range(attempt, self.disturbed[stage, index]):
+                yield replace(pair, attempt=number, void="others used 60% of the cores")
+                if (stage, index) in self.fails_once:
+                    self.fails_once.remove((stage, index))
+                    raise EngineFailedError("the engine's process ended (exit -9)")
+            yield replace(pair, attempt=max(attempt, self.disturbed[stage, index]))
 
     def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
         bad = "int4-g64" in self.read(variant).settings["weights"]
@@ -63,7 +76,7 @@ class InstantEvaluator:
         """Nothing is held."""
 
     def _tps(self, name: str) -> float:
-        if name.startswith("transformers-"):
+        if is_baseline(name):
             return 20.0
         read = sum(bytes_per_token(SMOLLM2, self.read(name).settings).values())
         return 28e9 / read / 3

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from instant import SMOLLM2, InstantEvaluator
 
+from slipstream.evaluation.bench import Bench
 from slipstream.evaluation.challenge import Challenge, parse_challenge
 from slipstream.evaluation.home import data_dir
 from slipstream.graph.context import Event
-from slipstream.graph.opening import Agents, Bench
+from slipstream.graph.opening import Agents
 from slipstream.graph.session import Outcome, new_run, resume
 from slipstream.kernels.variants import VariantStore
 from slipstream.memory.store import Memory, open_memory

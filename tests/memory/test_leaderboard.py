@@ -1,12 +1,14 @@
 """Speed-ups are direct where measured, chained elsewhere, and ranked."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
+from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.statistics import Estimate
 from slipstream.memory.chart import progress_chart, progress_frame
 from slipstream.memory.frames import (
@@ -108,6 +110,14 @@ def test_frames_have_a_row_for_each(memory: Memory) -> None:
     assert len(findings_frame(memory)) == 3
     assert len(leaderboard_frame(memory, "c", "m")) == 4
     assert pairs_frame(memory, "r1-001").empty
+    noisy = Pair(Stage.SCREEN, 0, ("p", "q"), "ABBA", 10.0, 9.0, void="others used 60%")
+    memory.add_pair("r1-001", noisy)
+    memory.add_pair("r1-001", replace(noisy, attempt=1, void=""))
+    assert list(pairs_frame(memory, "r1-001")["attempt"]) == [1]
+    frame = pairs_frame(memory, "r1-001", void=True)
+    assert list(frame["void"]) == ["others used 60%", ""]
+    assert "tokens" not in frame
+    assert "steal" in frame
 
 
 def test_progress_is_a_staircase_of_what_was_believed(memory: Memory) -> None:

@@ -81,6 +81,11 @@ def test_values_outlive_the_database(memory: Memory) -> None:
         run.state = RunState.FINISHED  # type: ignore[misc]
 
 
+def test_changing_an_unknown_run_is_an_error(memory: Memory) -> None:
+    with pytest.raises(SlipstreamError, match="unknown run 'r9'"):
+        memory.update_run("r9", delta=0.1)
+
+
 def test_the_first_record_of_a_key_stays(memory: Memory) -> None:
     pair = Pair(Stage.SCREEN, 0, ("p", "q"), "ABBA", 10.0, 9.0)
     memory.add_pair("r1-001", pair)

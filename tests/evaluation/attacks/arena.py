@@ -1,8 +1,8 @@
 """Where hostile engines meet the real pipeline: coder → inspect → measure → judge → record.
 
-The champion is the shipped engine with a pause of two milliseconds a token, a stand-in for work. An
-honest twin leaves the pause out and is kept. An attack keeps the pause, or spoils the answers, and
-tries to look fast all the same.
+The champion is the shipped engine with two milliseconds of needless work a token. An honest twin
+leaves that out and is kept. An attack keeps it, or spoils the answers, and tries to look fast all
+the same.
 """
 
 import textwrap
@@ -72,9 +72,14 @@ def one_layer(model):
     finally:
         model._halves, model._step_halves = kept
 
+def spend(seconds):
+    begun = time.thread_time()
+    while time.thread_time() - begun < seconds:
+        pass
+
 class Slow(Engine):
     def generate(self, prompt, num_tokens):
-        time.sleep(0.002 * num_tokens)
+        spend(0.002 * num_tokens)
         return super().generate(prompt, num_tokens)
 """
 SETTINGS = {**SEED_SETTINGS, "dtype": "float32", "threads": "1"}
@@ -116,7 +121,7 @@ class Arena:
             parent=self.champion,
             lever=name,
             settings=tree.settings,
-            mechanism="leaves the pause out",
+            mechanism="leaves needless work out",
             predicted_gain=1.0,
             created_at=time.time(),
         )
@@ -174,7 +179,7 @@ def make_model(folder: Path) -> Path:
 
 @contextmanager
 def open_arena(home: Path) -> Iterator[Arena]:
-    """Start the run and its slow champion."""
+    """Start the run, and its slow champion."""
     challenge = CHALLENGE.replace("{model}", str(make_model(home / "model")))
     with open_memory(f"sqlite:///{home}/memory.db") as memory:
         run = new_run(parse_challenge(challenge, source="arena"), memory, seed=5)

@@ -1,7 +1,7 @@
 """Hostile engines, each with an honest twin that does the same thing for a good reason.
 
 Code is appended to the engine's `__init__.py`; the class named `Cheat` (or `Honest`) is what gets
-loaded. `Slow` is the champion, with its pause of two milliseconds a token; `Engine` has no pause.
+loaded. `Slow` is the champion: it calls `spend(0.002)` for each token, which `Engine` doesn't.
 """
 
 from dataclasses import dataclass
@@ -83,23 +83,28 @@ class Honest(Engine):
         """
 import threading, time
 class Cheat(Slow):
-    prepared = 0.0
+    prepared, idle = 0.0, False
     def generate(self, prompt, num_tokens):
-        if self.prepared > 0.03:  # enough was done between two requests
-            self.prepared = 0.0
-            return Engine.generate(self, prompt, num_tokens)
-        tokens = super().generate(prompt, num_tokens)
-        self.idle = True
+        self.idle = False
         if not hasattr(self, "thread"):
             self.thread = threading.Thread(target=self.prepare, daemon=True)
             self.thread.start()
+        if self.prepared >= 0.002 * num_tokens:  # enough was done between two requests
+            self.prepared = 0.0
+            tokens = Engine.generate(self, prompt, num_tokens)
+        else:
+            tokens = super().generate(prompt, num_tokens)
+        self.idle = True
         return tokens
     def prepare(self):
         while True:
-            begun = time.thread_time()
-            while time.thread_time() - begun < 0.005:
-                pass
-            self.prepared += 0.0001
+            if self.idle:
+                begun = time.thread_time()
+                while self.idle and time.thread_time() - begun < 0.001:
+                    pass
+                self.prepared += time.thread_time() - begun
+            else:
+                time.sleep(0.0005)
 """,
         """
 import threading
@@ -118,16 +123,12 @@ class Honest(Engine):
         "work-after-the-last-token",
         """
 import threading
-def work():
-    begun = time.thread_time()
-    while time.thread_time() - begun < 0.06:
-        pass
 class Cheat(Engine):
     def generate(self, prompt, num_tokens):
         if hasattr(self, "later"):
             self.later.join()  # hoping that it was done while the rival was on the clock
         tokens = super().generate(prompt, num_tokens)
-        self.later = threading.Thread(target=work)
+        self.later = threading.Thread(target=spend, args=(0.002 * num_tokens,))
         self.later.start()
         return tokens
 """,
@@ -195,18 +196,25 @@ class Honest(Engine):
     Attack(
         "threads-that-hog-the-cpu",
         """
-import threading, hashlib
-def hog():
-    block = bytes(1 << 20)
-    while True:
-        hashlib.sha256(block)  # without the interpreter's lock
+import threading, hashlib, time
 class Cheat(Slow):
+    idle = False
     def generate(self, prompt, num_tokens):
+        self.idle = False  # its own time is not to suffer
         if not hasattr(self, "hogs"):
-            self.hogs = [threading.Thread(target=hog, daemon=True) for _ in range(4)]
+            self.hogs = [threading.Thread(target=self.hog, daemon=True) for _ in range(4)]
             for thread in self.hogs:
                 thread.start()
-        return super().generate(prompt, num_tokens)
+        tokens = super().generate(prompt, num_tokens)
+        self.idle = True
+        return tokens
+    def hog(self):
+        block = bytes(1 << 22)
+        while True:
+            if self.idle:
+                hashlib.sha256(block)  # without the interpreter's lock
+            else:
+                time.sleep(0.001)
 """,
         PLAIN,
         *NO_GAIN,
@@ -214,19 +222,24 @@ class Cheat(Slow):
     Attack(
         "daemon-that-hogs-the-cpu",
         """
-import os
+import os, signal
 class Cheat(Slow):
+    daemons = []
     def generate(self, prompt, num_tokens):
-        if not hasattr(self, "forked"):
-            self.forked = True
-            for _ in range(4):
-                if os.fork() == 0:
-                    os.setsid()
-                    if os.fork() == 0:
-                        while True:
-                            pass
-                    os._exit(0)
-        return super().generate(prompt, num_tokens)
+        self.tell_daemons(signal.SIGSTOP)  # its own time is not to suffer
+        tokens = super().generate(prompt, num_tokens)
+        while len(self.daemons) < 8:
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                while True:
+                    pass
+            self.daemons.append(pid)
+        self.tell_daemons(signal.SIGCONT)
+        return tokens
+    def tell_daemons(self, number):
+        for pid in self.daemons:
+            os.kill(pid, number)
 """,
         PLAIN,
         *NO_GAIN,

@@ -1,4 +1,4 @@
-"""Opens a `LocalEvaluator`: model, prompts, sandbox, all from the challenge."""
+"""A bench: where measurements happen. Opening the local one needs nothing but a challenge."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,35 +9,36 @@ from slipstream.kernels.census import ModelShape, read_shape
 
 from . import sandbox
 from .challenge import Challenge
-from .evaluator import LocalEvaluator
+from .evaluator import Evaluator, LocalEvaluator
 from .home import make_dir
 from .models import fetch_model
 from .prompts import Split, fresh_prompts, load_prompts
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An evaluator, and what it measures on.
+class Bench:
+    """Where measurements happen, and on what.
 
     Attributes:
         num_documents: scored documents per split.
     """
 
-    evaluator: LocalEvaluator
+    evaluator: Evaluator
     shape: ModelShape
     num_documents: int
 
 
 @contextmanager
-def open_evaluator(
+def open_bench(
     challenge: Challenge,
     tree_of: Callable[[str], Path],
     folder: Path,
     *,
     seed: int,
     salt: str = "",
+    unsafe_local: bool = False,
     say: Callable[[str], None] = lambda _: None,
-) -> Iterator[Opened]:
+) -> Iterator[Bench]:
     """Fetch the model, draw the prompts, choose the sandbox; stop all engines in the end.
 
     Args:
@@ -45,6 +46,7 @@ def open_evaluator(
         folder: for this seed's prompts and the baselines' trees; no engine sees it.
         seed: of everything that is drawn; secret until the result is out.
         salt: another one draws other held-out documents.
+        unsafe_local: run changed source even where there is no sandbox.
 
     Raises:
         SlipstreamError: no such model, or one without a tokenizer.
@@ -62,11 +64,12 @@ def open_evaluator(
         seed=seed,
         scratch=make_dir(folder / "baselines"),
         sandbox=sandbox.choose(gpu=challenge.device == "cuda"),
+        unsafe_local=unsafe_local,
         salt=salt,
         say=say,
     )
     per_split = sum(prompt.split is Split.PUBLIC for prompt in prompts)
     try:
-        yield Opened(evaluator, shape, min(challenge.quality.documents, per_split))
+        yield Bench(evaluator, shape, min(challenge.quality.documents, per_split))
     finally:
         evaluator.close()
