@@ -1,17 +1,20 @@
 """What a saboteur can do to its rival's score: the default model, in the sandbox.
 
-    python benchmarks/sabotage.py [--rounds 40]
+    python benchmarks/sabotage.py [--rounds 60]
 
-The saboteur decodes like its honest twin; after its first request it has four threads that hash
-memory without pause, and four forked daemons that spin, on a machine with fewer cores. The rival is
-timed once after each, in turns, order drawn at random. Reported is how much slower the rival is
-beside the saboteur, with a 95 % interval, and beside it δ, the least gain that would be believed.
+The saboteur decodes like its honest twin; from its first answer on it has four threads that hash
+memory without pause and four forked daemons that spin, on a machine with fewer cores, all of them
+held back only while it is timed itself. Each round races the rival against both, one ABBA pair
+each with the same prompts, who comes first drawn at random. Reported is how much slower the rival
+is beside the saboteur, with a 95 % interval, and beside it δ, the least gain that would be
+believed.
 
 The last line is JSON.
 """
 
 import argparse
 import json
+import math
 import tempfile
 from pathlib import Path
 
@@ -20,7 +23,9 @@ from rich.console import Console
 
 from slipstream.evaluation.challenge import load_challenge
 from slipstream.evaluation.child import ChildEngine
+from slipstream.evaluation.conditions import Watch
 from slipstream.evaluation.models import fetch_model
+from slipstream.evaluation.pairs import PairPlan, Stage, measure_pair
 from slipstream.evaluation.prompts import fresh_prompts
 from slipstream.evaluation.sandbox import Sandbox, problem
 from slipstream.evaluation.statistics import estimate, noise_floor
@@ -31,34 +36,44 @@ from slipstream.kernels.variants import Tree, VariantStore, seed_tree
 SABOTEUR = """
 import hashlib as _hashlib
 import os as _os
+import signal as _signal
 import threading as _threading
 
 _load = load
+_idle = _threading.Event()
 
 
 def _hog():
     block = bytes(1 << 20)
     while True:
+        _idle.wait()
         _hashlib.sha256(block)
 
 
-def _sabotage():
-    for _ in range(4):
-        if _os.fork() == 0:
+class _Saboteur(Engine):
+    daemons = ()
+
+    def generate(self, prompt, num_tokens):
+        _idle.clear()
+        for pid in self.daemons:
+            _os.kill(pid, _signal.SIGSTOP)
+        tokens = super().generate(prompt, num_tokens)
+        if not self.daemons:
+            self.daemons = [self.spin() for _ in range(4)]
+            for _ in range(4):
+                _threading.Thread(target=_hog, daemon=True).start()
+        for pid in self.daemons:
+            _os.kill(pid, _signal.SIGCONT)
+        _idle.set()
+        return tokens
+
+    def spin(self):
+        pid = _os.fork()
+        if pid == 0:
             _os.setsid()
             while True:
                 pass
-    for _ in range(4):
-        _threading.Thread(target=_hog, daemon=True).start()
-
-
-class _Saboteur(Engine):
-    def generate(self, prompt, num_tokens):
-        tokens = super().generate(prompt, num_tokens)
-        if not hasattr(self, "started"):
-            self.started = True
-            _sabotage()
-        return tokens
+        return pid
 
 
 def load(tree, model_dir, max_context):
@@ -71,7 +86,7 @@ SETTINGS = {**SEED_SETTINGS, "weights": "int4-g32", "fuse": "qkv+gate-up", "cach
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=60)
     rounds: int = parser.parse_args().rounds
     if reason := problem():
         raise SystemExit(f"error: no sandbox: {reason}")
@@ -79,9 +94,7 @@ def main() -> None:
     model_dir = fetch_model(challenge.model)
     honest = seed_tree(SETTINGS)
     package = honest.files["engine/__init__.py"] + SABOTEUR.encode()
-    # On one thread, lest its own threads wait for each other among its hogs.
     hostile = Tree({**honest.files, "engine/__init__.py": package})
-    hostile = hostile.with_settings({**SETTINGS, "threads": "1"})
     rng = np.random.default_rng(2)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -93,15 +106,16 @@ def main() -> None:
             for name, tree in (("honest", honest), ("hostile", hostile), ("rival", honest))
         }
         tps: dict[str, list[float]] = {"honest": [], "hostile": []}
+        plan = PairPlan(Stage.TEST, prompts, 1, "sabotage", challenge.workload.num_tokens)
+        watch = Watch(gpu=False, max_disturbance=math.inf)
         try:
             for engine in engines.values():
                 engine.generate(prompts[0].tokens, 16)
             for number in range(rounds):
-                prompt = prompts[number % len(prompts)].tokens
                 for neighbour in rng.permutation(["honest", "hostile"]):
-                    engines[neighbour].generate(prompt[:16], 4)
-                    rival = engines["rival"].generate(prompt, challenge.workload.num_tokens)
-                    tps[neighbour].append(rival.tps)
+                    ours, rival = engines[neighbour], engines["rival"]
+                    (pair,) = measure_pair(ours, rival, plan, number, watch)
+                    tps[neighbour].append(pair.tps_rival)
         finally:
             for engine in engines.values():
                 engine.close()
