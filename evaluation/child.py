@@ -2,7 +2,8 @@
 
 Between two requests all processes of the engine are stopped: what it doesn't do on the clock it
 doesn't do at all, least of all while its rival is timed. The clock runs from right before it is
-woken until it is stopped again. CPU time that it uses while it is stopped makes its output invalid.
+woken until it is stopped again, and its GPU idle. CPU time that it uses while it is stopped makes
+its output invalid.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from .engine import Generation
 from .errors import EngineError, EngineFailedError, InvalidOutputError
+from .fence import GpuFence
 from .protocol import (
     MAX_FRAME_BYTES,
     check_logits,
@@ -55,7 +57,13 @@ class _Asked:
 
 
 class ChildEngine:
-    """Starts a tree behind `inside/keeper.py` and speaks frames with it. Satisfies `Engine`."""
+    """Starts a tree behind `inside/keeper.py` and speaks frames with it. Satisfies `Engine`.
+
+    Args:
+        max_context: tokens that prompt and continuation may have together.
+        sandbox: where it runs; a plain child process by default.
+        fence: of the GPU that it runs on, if it runs on one.
+    """
 
     def __init__(
         self,
@@ -65,8 +73,9 @@ class ChildEngine:
         max_context: int,
         sandbox: AnySandbox | None = None,
         limits: Limits | None = None,
+        fence: GpuFence | None = None,
     ) -> None:
-        self._limits = limits or Limits()
+        self._limits, self._fence = limits or Limits(), fence
         self._stopped_at: int | None = None  # CPU ticks when it was stopped
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the engine; has no name)
         self._sock, theirs = socket.socketpair()
@@ -176,6 +185,8 @@ class ChildEngine:
                 self._stop()
             raise
         self._stop()
+        if self._fence is not None:  # what it has queued on the GPU doesn't stop with it
+            self._fence.wait()
         return _Asked(answer, time.perf_counter() - start)
 
     def _wake(self) -> None:

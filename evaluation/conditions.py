@@ -14,6 +14,7 @@ from pathlib import Path
 
 _CPU = Path("/sys/devices/system/cpu")
 _THERMAL = Path("/sys/class/thermal")
+_OWN_ON_GPU = 3  # both engines, and the fence
 _GPU_QUERY = (
     "clocks.sm,temperature.gpu,"
     "clocks_event_reasons.hw_slowdown,clocks_event_reasons.sw_thermal_slowdown"
@@ -30,6 +31,7 @@ class Conditions:
         mhz: mean clock of the cores, or the GPU's SM clock.
         celsius: hottest thermal zone, or the GPU.
         throttled: why the GPU lowers its clocks; empty if it doesn't.
+        tenants: other compute processes on the GPU.
     """
 
     others: float | None = None
@@ -37,13 +39,14 @@ class Conditions:
     mhz: float | None = None
     celsius: float | None = None
     throttled: str = ""
+    tenants: int | None = None
 
 
 class Watch:
     """Looks at the machine before and after something is timed.
 
     Args:
-        gpu: look at the GPU too (50 ms a look, off the clock).
+        gpu: look at the GPU too (some 50 ms a look, off the clock).
         max_disturbance: share of all cores that others may use before a pair is void.
     """
 
@@ -69,13 +72,16 @@ class Watch:
         steal = (now.steal - self._start.steal) / ticks / elapsed if elapsed else 0.0
         if self._gpu:
             mhz, celsius, throttled = _gpu_state()
-            return Conditions(others, steal, mhz, celsius, throttled)
+            tenants = _gpu_tenants()
+            return Conditions(others, steal, mhz, celsius, throttled, tenants)
         return Conditions(others, steal, _cpu_mhz(), _celsius())
 
     def verdict(self, conditions: Conditions) -> str:
         """Return why what was timed under these conditions is void; empty if it isn't."""
         if conditions.throttled:
             return f"the GPU was throttled: {conditions.throttled}"
+        if conditions.tenants:
+            return f"{conditions.tenants} other processes compute on the GPU"
         taken = (conditions.others or 0.0) + (conditions.steal or 0.0)
         if taken > self._max_disturbance:
             return f"others used {taken:.0%} of the cores, {self._max_disturbance:.0%} is allowed"
@@ -124,17 +130,27 @@ def _celsius() -> float | None:
 
 
 def _gpu_state() -> tuple[float | None, float | None, str]:
-    if shutil.which("nvidia-smi") is None:
-        return None, None, ""
-    done = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader,nounits", "--id=0"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    fields = [field.strip() for field in done.stdout.strip().split(",")]
-    if done.returncode or len(fields) != 4:
+    fields = [field.strip() for field in _ask_gpu(f"--query-gpu={_GPU_QUERY}").split(",")]
+    if len(fields) != 4:
         return None, None, ""
     names = ("hardware slowdown", "thermal slowdown")
     reasons = [n for n, field in zip(names, fields[2:], strict=True) if field == "Active"]
     return float(fields[0]), float(fields[1]), ", ".join(reasons)
+
+
+def _gpu_tenants() -> int | None:
+    """Return how many processes compute on the GPU besides our two engines and the fence."""
+    answer = _ask_gpu("--query-compute-apps=pid").split()
+    return max(0, len(answer) - _OWN_ON_GPU) if answer else None
+
+
+def _ask_gpu(query: str) -> str:
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    done = subprocess.run(
+        ["nvidia-smi", query, "--format=csv,noheader,nounits", "--id=0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return "" if done.returncode else done.stdout.strip()

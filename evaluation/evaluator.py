@@ -14,6 +14,7 @@ from .challenge import Challenge
 from .child import ChildEngine
 from .conditions import Watch
 from .errors import EngineFailedError, InvalidOutputError
+from .fence import GpuFence
 from .forcing import committed_logits
 from .gates import DocumentScore
 from .pairs import Pair, PairPlan, Stage, measure_pair, warm_up
@@ -112,6 +113,7 @@ class LocalEvaluator:
         self._watch = Watch(
             gpu=challenge.device == "cuda", max_disturbance=challenge.acceptance.max_disturbance
         )
+        self._fence = GpuFence() if challenge.device == "cuda" else None
         self._warm: OrderedDict[str, ChildEngine] = OrderedDict()
 
     def prepare(self) -> None:
@@ -184,6 +186,8 @@ class LocalEvaluator:
         self._reference.close()
         while self._warm:
             self._warm.popitem()[1].close()
+        if self._fence is not None:
+            self._fence.close()
 
     def _documents(self, split: Split) -> Sequence[Document]:
         def progress(done: int, total: int) -> None:
@@ -212,6 +216,7 @@ class LocalEvaluator:
             max_context=workload.max_context,
             sandbox=self._sandbox,
             limits=self._limits,
+            fence=self._fence,
         )
         self._warm[name] = engine
         try:

@@ -28,6 +28,7 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/alternatives", "/etc
 # OpenMP and oneDNN read the topology here to choose their threads.
 _TOPOLOGY = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 _GPU_FILES = ("/proc/driver/nvidia", "/sys/bus/pci", "/sys/devices/pci0000:00", "/etc/OpenCL")
+_GPU_VARIABLES = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 _PACKAGE_MANAGERS = {
     "apt-get": "apt-get install bubblewrap",
     "dnf": "dnf install bubblewrap",
@@ -112,7 +113,10 @@ class Sandbox:
             "--",
         ]
         arguments += keeper_command("/inside", sockets, limits)
-        return Launch(arguments, "/variant", "/model", environment("/tmp"))
+        given = environment("/tmp")
+        if self._gpu:  # where the driver's libraries are, and which GPU is ours
+            given |= {name: os.environ[name] for name in _GPU_VARIABLES if name in os.environ}
+        return Launch(arguments, "/variant", "/model", given)
 
     def _mounts(self, limits: Limits) -> list[str]:
         size = str(limits.scratch_bytes)

@@ -109,6 +109,7 @@ class Arena:
     champion: str
     count: int = 0
     peace: list[float] = field(default_factory=list)  # what the champion reaches beside a twin
+    changes: list[float] = field(default_factory=list)  # champion's log speed beside attacks
 
     def judge(self, tree: Tree, name: str) -> Judgement:
         """Carry one experiment through and record it."""

@@ -1,5 +1,6 @@
 """None is kept, each is reported with its reason, and none slows the champion down."""
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from arena import PAUSE, Arena, open_arena, tree_with
 from catalogue import ATTACKS, PLAIN, Attack
 
 from slipstream.evaluation import sandbox
+from slipstream.evaluation.statistics import estimate
 
 pytestmark = [
     pytest.mark.skipif(bool(sandbox.problem()), reason=f"no sandbox: {sandbox.problem()}"),
@@ -45,9 +47,25 @@ def test_attack_is_caught_and_its_twin_passes(arena: Arena, attack: Attack) -> N
     assert re.search(attack.reason, judgement.reason), judgement.reason
     twin = arena.judge(tree_with(PAUSE + attack.twin, "Honest"), attack.name)
     assert twin.verdict == "kept", twin
-    if during:  # the champion was about as fast; benchmarks/sabotage.py says how nearly
-        change = np.median(during) / np.median(arena.peace)
+    arena.peace = arena.champions_tps() or arena.peace  # a twin seen before isn't measured again
+    if during:  # the champion was about as fast
+        change = float(np.median(during) / np.median(arena.peace))
         assert 0.75 < change < 1.33, change
+        arena.changes.append(math.log(change))
+
+
+def test_rivals_were_not_slowed_down(arena: Arena) -> None:
+    """All attacks together: the champion's speed beside them against that beside their twins.
+
+    `benchmarks/sabotage.py` measures the strongest saboteur more closely.
+    """
+    if len(arena.changes) < 10:
+        pytest.skip("too few attacks were selected")
+    change, delta = estimate(arena.changes), arena.context.rule().delta
+    low, high = change.interval()
+    print(f"beside {len(arena.changes)} attacks: {change.ratio:.3f}× ({low:.3f} to {high:.3f})")
+    assert low < 1 + delta
+    assert high > 1 - delta
 
 
 def test_nothing_survives(arena: Arena) -> None:
