@@ -1,5 +1,6 @@
 """Moves from the champion: what could be tried next, and what earlier trials say against it."""
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,21 +8,27 @@ from functools import cached_property
 
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Lever, Risk, refusal
+from slipstream.memory.duplicates import REOPEN_SPEEDUP
 
 from .roles import Briefing, Trial
 from .roofline import Prediction, predict
 
-REOPEN_SPEEDUP = 1.5  # a move without gain is worth another try once the rest got this much faster
 _DRAWS = 300
 
 
 @dataclass(frozen=True)
 class Move:
-    """A change of settings from the champion's, and what it should bring."""
+    """A change of settings from the champion's, and what it should bring.
+
+    Attributes:
+        prediction: from bytes and operations alone.
+        gain: the same, corrected by how such predictions came true.
+    """
 
     settings: dict[str, str]
     changed: dict[str, str]
     prediction: Prediction
+    gain: float
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def bundle(briefing: KnowingBriefing, moves: list[Move]) -> Move | None:
     changed: dict[str, str] = {}
     for move in moves:  # the best come first
         ((name, value),) = move.changed.items()
-        if _is_harmless(CATALOGUE[name]) and move.prediction.gain > 0:
+        if _is_harmless(CATALOGUE[name]) and move.gain > 0:
             changed.setdefault(name, value)
     for name, lever in CATALOGUE.items():  # what only works together with those above
         if _is_harmless(lever) and briefing.champion_settings[name] == lever.default:
@@ -131,7 +138,9 @@ def move_to(briefing: KnowingBriefing, changed: dict[str, str]) -> Move:
         bandwidth_gbps=briefing.bandwidth_gbps,
         machine=briefing.machine,
     )
-    return Move(settings, changed, prediction)
+    correction = briefing.corrections.get("+".join(changed))
+    factor = correction.factor if correction else 1.0
+    return Move(settings, changed, prediction, math.expm1(factor * math.log1p(prediction.gain)))
 
 
 def is_allowed(move: Move, briefing: KnowingBriefing) -> bool:

@@ -1,9 +1,9 @@
 """The benchmarker that needs no key: puts the figures into two sentences."""
 
 from slipstream.evaluation.acceptance import Cause, Judgement
+from slipstream.memory.duplicates import REOPEN_SPEEDUP
 from slipstream.memory.records import Hypothesis
 
-from .moves import REOPEN_SPEEDUP
 from .roles import Explanation
 
 _REOPEN = {
@@ -15,6 +15,7 @@ _REOPEN = {
     Cause.POWER: "with more pairs or on a quieter machine",
     Cause.ENGINE: "when the engine's source or the machine changes",
     Cause.BUDGET: "in the next run",
+    Cause.CLAIMED: "once the other run has let go of it without a result",
 }
 
 

@@ -2,9 +2,12 @@
 
 Each round it ranks moves from the champion by predicted gain: every single lever, and one bundle of
 all levers that can't touch quality, because each costs a whole experiment and none has a reason to
-disturb another. Every fourth proposal goes to exploration: a lever that nobody has tried, or what
-Optuna's TPE sampler makes of all trials so far, with PPL as a constraint.
+disturb another. Predicted gains are corrected by how earlier predictions came true. Every fourth
+proposal goes to exploration: in turn a lever that nobody has tried, or what Optuna's TPE sampler
+makes of all trials so far, with PPL as a constraint; and the next move of the least tried lineage.
 """
+
+from dataclasses import replace
 
 import optuna
 
@@ -24,6 +27,7 @@ from .moves import (
 from .roles import Briefing, Proposal, Trial
 
 EXPLORE_EVERY = 4
+_ISLAND_EVERY = 2 * EXPLORE_EVERY
 _TRIES = 3
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -43,25 +47,37 @@ class OfflinePlanner:
         study = self._updated_study(briefing)
         known = KnowingBriefing(**vars(briefing))
         tried = {key_of(trial.settings) for trial in briefing.trials}
-        tried |= {key_of(settings) for settings in briefing.planned}
+        tried |= {key_of(settings) for settings in (*briefing.planned, *briefing.claimed)}
         tried.add(key_of(briefing.champion_settings))
         proposals: list[Proposal] = []
         while len(proposals) < count:
             index = len(briefing.planned) + len(proposals)
             explore = index % EXPLORE_EVERY == EXPLORE_EVERY - 1
-            move = self._choose(study, known, tried, explore=explore)
-            if move is None:
+            elsewhere = index % _ISLAND_EVERY == _ISLAND_EVERY - 1
+            proposal = self._from_island(known, tried) if elsewhere else None
+            if proposal is None:
+                move = self._choose(study, known, tried, explore=explore)
+                proposal = None if move is None else _proposal(move)
+            if proposal is None:
                 break
-            tried.add(key_of(move.settings))
-            proposals.append(
-                Proposal(
-                    lever="+".join(move.changed),
-                    settings=move.settings,
-                    mechanism=move.prediction.arithmetic,
-                    predicted_gain=move.prediction.gain,
-                )
-            )
+            tried.add(key_of(proposal.settings))
+            proposals.append(proposal)
         return proposals
+
+    def _from_island(
+        self, briefing: KnowingBriefing, tried: set[tuple[str, ...]]
+    ) -> Proposal | None:
+        """Go on from the lineage that was tried least: what is best there may overtake."""
+        for island in sorted(briefing.islands, key=lambda island: island.trials):
+            there = replace(
+                briefing,
+                champion_settings=island.settings,
+                champion_tps=briefing.champion_tps * island.speedup,
+            )
+            moves = sorted(single_moves(there, tried), key=lambda m: m.gain, reverse=True)
+            if moves and moves[0].gain > 0:
+                return _proposal(moves[0], parent=island.best, head_start=island.speedup)
+        return None
 
     def _choose(
         self,
@@ -71,13 +87,11 @@ class OfflinePlanner:
         *,
         explore: bool,
     ) -> Move | None:
-        moves = sorted(single_moves(briefing, tried), key=lambda m: m.prediction.gain, reverse=True)
-        promising = [move for move in moves if move.prediction.gain > 0]
+        moves = sorted(single_moves(briefing, tried), key=lambda m: m.gain, reverse=True)
+        promising = [move for move in moves if move.gain > 0]
         together = bundle(briefing, moves)
         if together is not None and key_of(together.settings) not in tried:
-            promising = sorted(
-                [*promising, together], key=lambda m: m.prediction.gain, reverse=True
-            )
+            promising = sorted([*promising, together], key=lambda m: m.gain, reverse=True)
         if explore or not promising:
             known = {name for trial in briefing.trials for name in trial.changed}
             # A lever that nobody has touched comes before a new mixture of known ones.
@@ -101,7 +115,7 @@ class OfflinePlanner:
                 if value != briefing.champion_settings[name]
             }
             single = [move_to(briefing, {name: value}) for name, value in wanted.items()]
-            single.sort(key=lambda move: move.prediction.gain, reverse=True)
+            single.sort(key=lambda move: move.gain, reverse=True)
             changed = {name: v for move in single[:2] for name, v in move.changed.items()}
             move = move_to(briefing, changed)
             if changed and key_of(move.settings) not in tried and is_allowed(move, briefing):
@@ -119,6 +133,23 @@ class OfflinePlanner:
                 self._study.add_trial(_frozen(trial))
         self._num_told = len(briefing.trials)
         return self._study
+
+
+def _proposal(move: Move, parent: str | None = None, head_start: float = 1.0) -> Proposal:
+    """Make a proposal of a move.
+
+    Args:
+        parent: where it starts from, if not the champion.
+        head_start: the parent's speed over the champion's.
+    """
+    return Proposal(
+        lever="+".join(move.changed),
+        settings=move.settings,
+        mechanism=move.prediction.arithmetic,
+        predicted_gain=(1 + move.gain) * head_start - 1,
+        prior_gain=(1 + move.prediction.gain) * head_start - 1,
+        parent=parent,
+    )
 
 
 def _distributions() -> dict[str, optuna.distributions.BaseDistribution]:

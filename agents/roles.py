@@ -4,13 +4,15 @@ A backend is any object with the right method: the offline ones here need no key
 and outside commands come beside them, and a user's own planner is ten lines.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
 from slipstream.kernels.census import ModelShape
 from slipstream.kernels.levers import Machine
 from slipstream.kernels.variants import Tree
+from slipstream.memory.ledger import Correction, LedgerEntry
 from slipstream.memory.records import Hypothesis
 
 
@@ -36,12 +38,32 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Island:
+    """A lineage that a planner may go on from instead of the champion.
+
+    Attributes:
+        best: its fastest kept variant, with its settings.
+        speedup: of `best` over the champion, as a ratio; below 1.
+        trials: how many of its variants were judged.
+    """
+
+    best: str
+    settings: dict[str, str]
+    speedup: float
+    trials: int
+
+
+@dataclass(frozen=True)
 class Briefing:
     """Everything that a planner may look at.
 
     Attributes:
         trials: every judged experiment on this engine, challenge and machine, of any run.
         planned: settings of this run's hypotheses so far, judged or refused on the way.
+        claimed: settings of what other runs are measuring now.
+        corrections: how this planner's predictions came true so far, by lever.
+        ledger: what is known of levers on this family of models and kind of machine.
+        islands: lineages with a variant that was kept, apart from the champion's.
     """
 
     challenge: str
@@ -54,16 +76,30 @@ class Briefing:
     trials: tuple[Trial, ...]
     planned: tuple[dict[str, str], ...]
     seed: int
+    claimed: tuple[dict[str, str], ...] = ()
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    ledger: tuple[LedgerEntry, ...] = ()
+    islands: tuple[Island, ...] = ()
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A hypothesis before it has a name."""
+    """A hypothesis before it has a name.
+
+    Attributes:
+        predicted_gain: over the champion, corrected by how such predictions came true.
+        prior_gain: the same before that correction; what the next correction is learned from.
+        parent: the variant to start from; the champion if None.
+        target: what it changes; made from the settings if empty.
+    """
 
     lever: str
     settings: dict[str, str]
     mechanism: str
     predicted_gain: float
+    prior_gain: float | None = None
+    parent: str | None = None
+    target: str = ""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Cause(StrEnum):
     POWER = "power"
     ENGINE = "engine"
     BUDGET = "budget"
+    CLAIMED = "claimed"  # somebody else is measuring the same tree
     START = "start"  # the run's first champion, measured to have something to compare with
 
 
@@ -107,6 +108,7 @@ class Judgement:
     gain: Estimate | None = None
     quality: QualityReport | None = None
     tps: float | None = None  # geometric mean over the pairs that `gain` rests on
+    log: str = ""  # hash of the engine's stored log, if it failed
 
 
 @dataclass(frozen=True)

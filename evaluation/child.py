@@ -43,7 +43,7 @@ _SECONDS_PER_TOKEN = 2.0  # far slower than anything worth measuring
 _LOOK_EVERY_S = 0.5
 _KEEPER_TIMEOUT_S = 10.0
 _MAX_WORK_WHILE_STOPPED_S = 0.05  # stopping takes effect within a scheduler's tick, per thread
-_LOG_TAIL = 2000
+_LOG_TAIL = 32_000
 _ENDED = "the engine's process ended"
 _LOOK = struct.Struct(">QQQ")
 
@@ -180,7 +180,8 @@ class ChildEngine:
             if has_data(self._sock):
                 raise InvalidOutputError("it answered before it was asked")
             answer = self._exchange(request, timeout_s)
-        except EngineError:
+        except EngineError as error:
+            error.log = error.log or self._printed()
             with contextlib.suppress(EngineFailedError):  # the first failure is the one to report
                 self._stop()
             raise
@@ -240,12 +241,16 @@ class ChildEngine:
         ticks, tasks, resident = _LOOK.unpack(answer)
         return ticks, tasks, resident
 
-    def _last_words(self) -> str:
-        """Return the end of the child's log, which usually names the cause."""
+    def _printed(self) -> str:
+        """Return the end of what the child printed."""
         # The child writes at the same offset: read without moving it.
         size = os.fstat(self._log.fileno()).st_size
         start = max(0, size - _LOG_TAIL)
-        tail = os.pread(self._log.fileno(), _LOG_TAIL, start).decode(errors="replace").strip()
+        return os.pread(self._log.fileno(), _LOG_TAIL, start).decode(errors="replace").strip()
+
+    def _last_words(self) -> str:
+        """Return its exit code and the last line it printed, which usually names the cause."""
+        tail = self._printed()
         status = None if self._process is None else self._process.poll()
         code = "" if status is None else f" (exit {status})"
         last = one_line(tail.splitlines()[-1]) if tail else ""

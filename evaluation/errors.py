@@ -6,7 +6,15 @@ class SlipstreamError(Exception):
 
 
 class EngineError(Exception):
-    """An engine did not do its work. The experiment ends with a verdict; the loop goes on."""
+    """An engine did not do its work. The experiment ends with a verdict; the loop goes on.
+
+    Attributes:
+        log: the end of what its process printed.
+    """
+
+    def __init__(self, reason: str, log: str = "") -> None:
+        super().__init__(reason)
+        self.log = log
 
 
 class EngineFailedError(EngineError):

@@ -1,12 +1,15 @@
 """Puts together what a planner may look at, from memory."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from slipstream.agents.roles import Briefing, Trial
+from slipstream.agents.roles import Briefing, Island, Trial
 from slipstream.evaluation.gates import GATES
+from slipstream.evaluation.statistics import Estimate
 from slipstream.kernels.levers import SEED_SETTINGS
-from slipstream.memory.leaderboard import speedups
+from slipstream.memory.claims import names
+from slipstream.memory.leaderboard import pulse, speedups
+from slipstream.memory.ledger import corrections, ledger
 from slipstream.memory.records import Hypothesis
 
 from .context import LoopContext
@@ -19,8 +22,11 @@ def brief(context: LoopContext, champion: str, planned: Sequence[Hypothesis]) ->
     variants = {variant.id: variant for variant in memory.variants()}
     engine = variants[champion].engine
     limit = GATES[context.challenge.tier].max_ppl_rise
-    known = speedups(experiments, context.challenge.baseline)
+    known = speedups(memory, context.challenge.name, context.machine_id)
     tps = {e.variant: e.tps for e in experiments if e.tps is not None}
+    family = memory.run(context.run).family
+    live = memory.claims.live(context.key_of(""))
+    claimed = names([holding for holding in live if holding.holder != context.run])
     trials = []
     for experiment in experiments:
         variant = variants[experiment.variant]
@@ -53,5 +59,24 @@ def brief(context: LoopContext, champion: str, planned: Sequence[Hypothesis]) ->
         champion_tps=tps.get(champion) or 1.0,
         trials=tuple(trials),
         planned=tuple(hypothesis.settings for hypothesis in planned),
+        claimed=tuple(variants[name].settings for name in claimed if name in variants),
         seed=context.seed,
+        corrections=corrections(memory.database, context.planner.name, family, context.machine_id),
+        ledger=tuple(ledger(memory.database, family=family, machine=context.machine_id)),
+        islands=tuple(_islands(context, champion, known, engine)),
     )
+
+
+def _islands(
+    context: LoopContext, champion: str, known: dict[str, Estimate], engine: str
+) -> Iterator[Island]:
+    """Yield the lineages that have something kept, but the champion's."""
+    if champion not in known:
+        return
+    found = pulse(context.memory, context.challenge.name, context.machine_id)
+    for lineage in found.lineages:
+        best = context.memory.variant(lineage.best)
+        if lineage.kept and best.id in known and best.id != champion and best.engine == engine:
+            speedup = math.exp(known[best.id].mean - known[champion].mean)
+            settings = {**SEED_SETTINGS, **best.settings}
+            yield Island(best.id, settings, speedup, lineage.trials)

@@ -14,7 +14,11 @@ from slipstream.kernels.census import ModelShape
 from slipstream.kernels.levers import Machine
 from slipstream.kernels.variants import VariantStore
 from slipstream.kernels.workshop import Workshop
+from slipstream.memory.claims import variant_key
+from slipstream.memory.logs import LogStore
 from slipstream.memory.store import Memory
+
+from .claiming import ClaimKeeper
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class LoopContext:
     """Dependencies of the nodes, passed as LangGraph's runtime context.
 
     Attributes:
+        claims: what this session alone works on now.
+        logs: where those of failed engines are kept.
         seed_variant: the shipped engine with no lever.
         num_documents: scored documents per split; 0 where quality isn't judged.
         batch: hypotheses per round.
@@ -75,6 +81,8 @@ class LoopContext:
     coder: Coder
     benchmarker: Benchmarker
     budget: Budget
+    claims: ClaimKeeper
+    logs: LogStore
     seed: int
     seed_variant: str
     num_documents: int
@@ -92,6 +100,10 @@ class LoopContext:
         noise = self.memory.run(self.run).delta or 0.0
         delta = max(acceptance.min_gain, noise)
         return Rule(acceptance, self.challenge.tier, delta, self.num_documents)
+
+    def key_of(self, variant: str) -> str:
+        """Return the key that measuring a variant is claimed by."""
+        return variant_key(self.challenge.name, self.machine_id, variant)
 
     def say(self, agent: str, text: str, *, fleeting: bool = False) -> None:
         """Tell whoever watches."""

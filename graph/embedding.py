@@ -5,7 +5,7 @@ reads and writes plain fields, so the host's state may be a dataclass, a TypedDi
 model with any further fields:
 
     planner_node      reads round, champion        writes hypotheses, champion
-    coder_node        reads hypotheses             writes variants
+    coder_node        reads hypotheses, champion   writes variants
     benchmarker_node  reads hypotheses, champion   writes verdicts, champion
 """
 
@@ -50,8 +50,9 @@ def coder_node(context: LoopContext) -> Node:
 
     def node(state: Any) -> dict[str, Any]:
         variants: dict[str, str] = {}
+        champion = _field(state, "champion") or context.seed_variant
         for hypothesis in _field(state, "hypotheses"):
-            changes = build_variant(hypothesis, context)
+            changes = build_variant(hypothesis, context, champion)
             variants |= changes["variants"]
             for failed, judgement in changes.get("judgements", {}).items():
                 write_down(failed, judgement, context)

@@ -6,23 +6,28 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
-from slipstream.evaluation.errors import EngineError, InvalidOutputError
+from slipstream.evaluation.errors import EngineError
 from slipstream.kernels.levers import refusal
 from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Experiment, Hypothesis, Variant
 
 from .context import LoopContext
 from .inspection import recorded_result, refused
+from .measure import judgement_of
 from .state import Task
 
 
 def implement(state: Task, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     """Make the variant of one hypothesis; repair it as often as the run allows."""
-    return build_variant(state.hypothesis, runtime.context)
+    return build_variant(state.hypothesis, runtime.context, state.champion)
 
 
-def build_variant(hypothesis_id: str, context: LoopContext) -> dict[str, Any]:
-    """Return the hypothesis' variant, and a judgement if it could not be made to run."""
+def build_variant(hypothesis_id: str, context: LoopContext, champion: str = "") -> dict[str, Any]:
+    """Return the hypothesis' variant, and a judgement if it could not be made to run.
+
+    Args:
+        champion: whom it will race; by default the variant that it starts from.
+    """
     hypothesis = context.memory.hypothesis(hypothesis_id)
     tree = context.coder.implement(hypothesis, context.variants.read(hypothesis.parent))
     failure = _try_out(tree, context, hypothesis)
@@ -33,7 +38,7 @@ def build_variant(hypothesis_id: str, context: LoopContext) -> dict[str, Any]:
         if mended is None:
             break
         tree, failure = mended, _try_out(mended, context, hypothesis)
-    _keep(tree, hypothesis, context)
+    _keep(tree, hypothesis, champion or hypothesis.parent, context)
     changes: dict[str, Any] = {"variants": {hypothesis_id: tree.id}}
     outcome = ""
     if failure is not None:
@@ -52,14 +57,12 @@ def _try_out(tree: Tree, context: LoopContext, hypothesis: Hypothesis) -> Judgem
     context.variants.add(tree)
     try:
         context.evaluator.smoke(tree.id)
-    except InvalidOutputError as error:
-        return Judgement(Verdict.INVALID, Cause.ENGINE, str(error))
     except EngineError as error:
-        return Judgement(Verdict.FAILED, Cause.ENGINE, str(error))
+        return judgement_of(error, context)
     return None
 
 
-def _keep(tree: Tree, hypothesis: Hypothesis, context: LoopContext) -> None:
+def _keep(tree: Tree, hypothesis: Hypothesis, rival: str, context: LoopContext) -> None:
     """Store the tree, commit it to the workshop and open its experiment."""
     now = time.time()
     context.variants.add(tree)
@@ -73,5 +76,5 @@ def _keep(tree: Tree, hypothesis: Hypothesis, context: LoopContext) -> None:
         Variant(tree.id, hypothesis.parent, tree.engine_id, tree.settings, context.run, now)
     )
     context.memory.add_experiment(
-        Experiment(hypothesis.id, context.run, hypothesis.id, tree.id, hypothesis.parent, now)
+        Experiment(hypothesis.id, context.run, hypothesis.id, tree.id, rival, now)
     )

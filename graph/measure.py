@@ -7,6 +7,7 @@ from langgraph.runtime import Runtime
 from slipstream.evaluation.acceptance import Cause, Judgement, Need, Verdict, decide
 from slipstream.evaluation.errors import EngineError, InvalidOutputError, OutOfTimeError
 
+from .claiming import ClaimedError
 from .context import LoopContext
 from .measuring import meet, reserve_s
 from .state import LoopState
@@ -34,8 +35,14 @@ def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
     except OutOfTimeError:
         reason = "the run's time ended before it was decided"
         return Judgement(Verdict.INCONCLUSIVE, Cause.BUDGET, reason)
-    except InvalidOutputError as error:
-        return Judgement(Verdict.INVALID, Cause.ENGINE, str(error))
+    except ClaimedError as error:
+        return Judgement(Verdict.INCONCLUSIVE, Cause.CLAIMED, f"{experiment.variant}: {error}")
     except EngineError as error:
-        return Judgement(Verdict.FAILED, Cause.ENGINE, str(error))
+        return judgement_of(error, context)
     return None
+
+
+def judgement_of(error: EngineError, context: LoopContext) -> Judgement:
+    """Return the verdict on an engine that failed or broke the protocol; its log is kept."""
+    verdict = Verdict.INVALID if isinstance(error, InvalidOutputError) else Verdict.FAILED
+    return Judgement(verdict, Cause.ENGINE, str(error), log=context.logs.add(error.log))

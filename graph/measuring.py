@@ -6,6 +6,7 @@ from slipstream.evaluation.acceptance import Need
 from slipstream.evaluation.errors import EngineError, OutOfTimeError
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.prompts import Split
+from slipstream.memory.claims import Claim, Holding, StaleClaimError
 from slipstream.memory.records import Experiment
 
 from .context import LoopContext
@@ -18,6 +19,7 @@ def meet(context: LoopContext, experiment: Experiment, need: Need, keep_s: float
         keep_s: seconds of the budget that stay untouched, for the final verification.
 
     Raises:
+        ClaimedError: somebody else is measuring the same variant.
         EngineError: an engine failed twice in the same place.
         OutOfTimeError: the budget but for the final verification is spent.
         StopRequested: Ctrl-C, between two measurements.
@@ -52,6 +54,43 @@ def _no_limit() -> None:
     """Let measuring take as long as it takes."""
 
 
+def under_claim(
+    context: LoopContext, experiment: Experiment, measure: Callable[[Claim], None]
+) -> None:
+    """Measure under the claim on the experiment's variant; again if it ran out meanwhile.
+
+    What was measured without a valid claim isn't written, so it is measured anew. Whoever measures
+    a candidate gives up if somebody else is at it; a starting point is waited for.
+
+    Raises:
+        ClaimedError: somebody else is measuring the same candidate.
+    """
+    key = context.key_of(experiment.variant)
+
+    def waiting(holding: Holding) -> None:
+        text = f"{experiment.variant} is being measured by {holding.holder}: waiting"
+        context.say("benchmarker", text, fleeting=True)
+        context.check_stop()
+
+    while True:
+        if experiment.hypothesis is None:
+            claim = context.claims.wait_for(key, waiting)
+        else:
+            claim = context.claims.hold(key)
+        try:
+            measure(claim)
+        except StaleClaimError as error:
+            context.claims.drop(claim)
+            context.say("benchmarker", str(error))
+            # Whatever stopped this process was on the clock of what it measured last.
+            context.evaluator.release(experiment.variant)
+            continue
+        if experiment.hypothesis is None:  # a candidate's claim is held until its verdict
+            context.claims.drop(claim)
+            context.memory.claims.release(claim)
+        return
+
+
 def measure_pairs(
     context: LoopContext,
     experiment: Experiment,
@@ -61,32 +100,41 @@ def measure_pairs(
     check_time: Callable[[], None] = _no_limit,
 ) -> None:
     """Measure the pairs of a stage that memory doesn't have yet."""
-    attempts = 2  # a failed process voids its pair; a second failure is the engine's
-    while True:
-        evidence = context.memory.evidence(experiment.id)
-        done = {pair.index for pair in evidence.counting(stage)}
-        missing = {i: evidence.num_void(stage, i) for i in range(count) if i not in done}
-        if not missing:
-            return
-        context.say("benchmarker", f"{stage}: {len(missing)} pairs of {experiment.variant}")
-        try:
-            for pair in context.evaluator.pairs(experiment.variant, rival, stage, missing):
-                context.memory.add_pair(experiment.id, pair)
-                if pair.void:
-                    context.say("benchmarker", f"pair {pair.index + 1} is void: {pair.void}")
+
+    def measure(claim: Claim) -> None:
+        attempts = 2  # a failed process voids its pair; a second failure is the engine's
+        while missing := _missing_pairs(context, experiment, stage, count):
+            context.say("benchmarker", f"{stage}: {len(missing)} pairs of {experiment.variant}")
+            done = count - len(missing)
+            try:
+                for pair in context.evaluator.pairs(experiment.variant, rival, stage, missing):
+                    context.memory.add_pair(experiment.id, pair, claim)
+                    if pair.void:
+                        context.say("benchmarker", f"pair {pair.index + 1} is void: {pair.void}")
+                        context.check_stop()
+                        continue
+                    done += 1
+                    figures = f"{pair.tps:.1f} against {pair.tps_rival:.1f} tokens/s"
+                    context.say("benchmarker", f"{done}/{count}: {figures}", fleeting=True)
                     context.check_stop()
-                    continue
-                done.add(pair.index)
-                figures = f"{pair.tps:.1f} against {pair.tps_rival:.1f} tokens/s"
-                context.say("benchmarker", f"{len(done)}/{count}: {figures}", fleeting=True)
-                context.check_stop()
-                check_time()
-        except EngineError:
-            attempts -= 1
-            context.evaluator.release(experiment.variant)
-            context.evaluator.release(rival)
-            if attempts == 0:
-                raise
+                    check_time()
+            except EngineError:
+                attempts -= 1
+                context.evaluator.release(experiment.variant)
+                context.evaluator.release(rival)
+                if attempts == 0:
+                    raise
+
+    under_claim(context, experiment, measure)
+
+
+def _missing_pairs(
+    context: LoopContext, experiment: Experiment, stage: Stage, count: int
+) -> dict[int, int]:
+    """Return the pairs that memory doesn't have: index → attempts that were void."""
+    evidence = context.memory.evidence(experiment.id)
+    done = {pair.index for pair in evidence.counting(stage)}
+    return {i: evidence.num_void(stage, i) for i in range(count) if i not in done}
 
 
 def measure_scores(
@@ -96,15 +144,19 @@ def measure_scores(
     check_time: Callable[[], None] = _no_limit,
 ) -> None:
     """Score the documents of a split that memory doesn't have yet."""
-    done = {score.document for score in context.memory.evidence(experiment.id).scores[split]}
-    context.say("benchmarker", f"quality: {split} documents of {experiment.variant}")
-    for score in context.evaluator.scores(experiment.variant, split, done):
-        context.memory.add_score(experiment.id, split, score)
-        done.add(score.document)
-        progress = f"{len(done)}/{context.num_documents}: {score.document}"
-        context.say("benchmarker", progress, fleeting=True)
-        context.check_stop()
-        check_time()
+
+    def measure(claim: Claim) -> None:
+        done = {score.document for score in context.memory.evidence(experiment.id).scores[split]}
+        context.say("benchmarker", f"quality: {split} documents of {experiment.variant}")
+        for score in context.evaluator.scores(experiment.variant, split, done):
+            context.memory.add_score(experiment.id, split, score, claim)
+            done.add(score.document)
+            progress = f"{len(done)}/{context.num_documents}: {score.document}"
+            context.say("benchmarker", progress, fleeting=True)
+            context.check_stop()
+            check_time()
+
+    under_claim(context, experiment, measure)
 
 
 def audit_blocks(
@@ -115,13 +167,17 @@ def audit_blocks(
     check_time: Callable[[], None] = _no_limit,
 ) -> None:
     """Audit the timed blocks of a stage that memory has no audit of yet."""
-    evidence = context.memory.evidence(experiment.id)
-    done = {(audit.index, audit.block) for audit in evidence.audits if audit.stage is stage}
-    context.say("benchmarker", f"audit: {count} timed blocks of {experiment.variant}, {stage}")
-    pairs = evidence.counting(stage)
-    for audit in context.evaluator.audits(experiment.variant, pairs, count, done):
-        context.memory.add_audit(experiment.id, audit)
-        figures = f"{audit.matches}/{audit.num_tokens} tokens are the reference's picks"
-        context.say("benchmarker", figures, fleeting=True)
-        context.check_stop()
-        check_time()
+
+    def measure(claim: Claim) -> None:
+        evidence = context.memory.evidence(experiment.id)
+        done = {(audit.index, audit.block) for audit in evidence.audits if audit.stage is stage}
+        context.say("benchmarker", f"audit: {count} timed blocks of {experiment.variant}, {stage}")
+        pairs = evidence.counting(stage)
+        for audit in context.evaluator.audits(experiment.variant, pairs, count, done):
+            context.memory.add_audit(experiment.id, audit, claim)
+            figures = f"{audit.matches}/{audit.num_tokens} tokens are the reference's picks"
+            context.say("benchmarker", figures, fleeting=True)
+            context.check_stop()
+            check_time()
+
+    under_claim(context, experiment, measure)

@@ -21,9 +21,11 @@ from slipstream.evaluation.home import data_dir, make_dir
 from slipstream.kernels.levers import SEED_SETTINGS, Machine
 from slipstream.kernels.variants import VariantStore, seed_tree
 from slipstream.kernels.workshop import Workshop
+from slipstream.memory.logs import LogStore
 from slipstream.memory.records import Variant
 from slipstream.memory.store import Memory
 
+from .claiming import ClaimedError, ClaimKeeper, this_host
 from .context import Budget, Event, LoopContext
 from .liveness import lock_of, run_dir
 
@@ -72,6 +74,11 @@ def open_context(
                 f"run {run_id} was started on {run.machine_label}; speeds from this machine "
                 "can't go into it: start a new run here"
             )
+        keeper = stack.enter_context(ClaimKeeper(memory.claims, run_id))
+        try:
+            keeper.hold(f"run|{run_id}", holder=this_host())
+        except ClaimedError as error:
+            raise SlipstreamError(f"run {run_id} is being worked on: {error}") from error
         challenge = Challenge.model_validate(run.rules)
         if reason := sandbox.problem():
             emit(Event("setup", f"no sandbox, so only the shipped engine's source runs: {reason}"))
@@ -92,6 +99,8 @@ def open_context(
             )
             bench = stack.enter_context(local)
         bench.evaluator.prepare()
+        if not run.family and bench.shape.family:
+            memory.update_run(run_id, family=bench.shape.family)
         if run.bandwidth_gbps is None:
             memory.update_run(run_id, bandwidth_gbps=read_bandwidth_gbps(hardware.num_cores))
         workshop = Workshop(folder / "workshop.git")
@@ -113,6 +122,8 @@ def open_context(
             coder=backends.coder,
             benchmarker=backends.benchmarker,
             budget=Budget(run.budget_minutes, run.budget_experiments, run.spent_s),
+            claims=keeper,
+            logs=LogStore(data_dir() / "logs"),
             seed=run.seed,
             seed_variant=seed.id,
             num_documents=bench.num_documents if challenge.quality.enabled else 0,

@@ -1,16 +1,21 @@
 """plan: the planner's hypotheses, each written down before anything is measured."""
 
 import time
+from dataclasses import replace
 from typing import Any, Literal
 
 from langgraph.runtime import Runtime
 from langgraph.types import Command, Overwrite, Send
 
+from slipstream.agents.roles import Briefing, Proposal
+from slipstream.memory.duplicates import Idea, find_refutation
 from slipstream.memory.records import Hypothesis
 
 from .briefing import brief
 from .context import LoopContext
 from .state import LoopState, Task
+
+_MAX_ASKED = 4  # times that the planner is asked in a round, should it repeat what was refuted
 
 
 def plan(
@@ -21,7 +26,10 @@ def plan(
     if not changes["hypotheses"]:
         return Command(goto="verify", update={**changes, "stop": "nothing left to try"})
     return Command(
-        goto=[Send("implement", Task(hypothesis)) for hypothesis in changes["hypotheses"]],
+        goto=[
+            Send("implement", Task(hypothesis, state.champion))
+            for hypothesis in changes["hypotheses"]
+        ],
         update={**changes, "variants": Overwrite({}), "judgements": Overwrite({})},
     )
 
@@ -33,34 +41,77 @@ def write_hypotheses(run: str, round_: int, champion: str, context: LoopContext)
     hypotheses = [hypothesis for hypothesis in known if hypothesis.round == round_]
     if not hypotheses:
         count = min(context.batch, context.budget.experiments - len(known))
-        proposals = context.planner.plan(brief(context, champion, known), count)
+        proposals = _propose(context, brief(context, champion, known), count)
         hypotheses = [
             Hypothesis(
                 id=f"{run}-{len(known) + offset:03d}",
                 run=run,
                 round=round_,
                 agent=context.planner.name,
-                parent=champion,
+                parent=proposal.parent or champion,
                 lever=proposal.lever,
                 settings=proposal.settings,
                 mechanism=proposal.mechanism,
                 predicted_gain=proposal.predicted_gain,
                 created_at=time.time(),
+                target=_target(proposal, champion, context),
+                prior_gain=proposal.prior_gain,
             )
             for offset, proposal in enumerate(proposals, start=1)
         ]
         memory.add_hypotheses(hypotheses)
     for hypothesis in hypotheses:
-        change = describe_change(hypothesis.settings, memory.variant(champion).settings)
         context.say(
             "planner",
-            f"{hypothesis.id}: {change} on {champion}, expecting "
-            f"{hypothesis.predicted_gain:+.1%}: {hypothesis.mechanism}",
+            f"{hypothesis.id}: {hypothesis.target or 'no change'} on {hypothesis.parent}, "
+            f"expecting {hypothesis.predicted_gain:+.1%}: {hypothesis.mechanism}",
         )
     return {"hypotheses": tuple(hypothesis.id for hypothesis in hypotheses)}
+
+
+def _propose(context: LoopContext, briefing: Briefing, count: int) -> list[Proposal]:
+    """Ask the planner; refuse what was refuted before, and ask again a few times."""
+    accepted: list[Proposal] = []
+    for _ in range(_MAX_ASKED):
+        proposals = context.planner.plan(briefing, count - len(accepted))
+        for proposal in proposals:
+            if found := find_refutation(context.memory, _idea(proposal, briefing, context)):
+                target = _target(proposal, briefing.champion, context)
+                context.say(
+                    "planner",
+                    f"not {target}: {found.experiment} was {found.verdict} ({found.reason}), and "
+                    "its condition for another try doesn't hold",
+                )
+            else:
+                accepted.append(proposal)
+        if len(accepted) == count or not proposals:
+            break
+        asked = tuple(proposal.settings for proposal in proposals)
+        briefing = replace(briefing, planned=(*briefing.planned, *asked))
+    return accepted
+
+
+def _idea(proposal: Proposal, briefing: Briefing, context: LoopContext) -> Idea:
+    return Idea(
+        lever=proposal.lever,
+        target=_target(proposal, briefing.champion, context),
+        mechanism=proposal.mechanism,
+        challenge=context.challenge.name,
+        machine=context.machine_id,
+        tier=context.challenge.tier,
+        engine=context.memory.variant(proposal.parent or briefing.champion).engine,
+        champion_tps=briefing.champion_tps,
+    )
+
+
+def _target(proposal: Proposal, champion: str, context: LoopContext) -> str:
+    if proposal.target:
+        return proposal.target
+    parent = context.memory.variant(proposal.parent or champion)
+    return describe_change(proposal.settings, parent.settings)
 
 
 def describe_change(settings: dict[str, str], parent: dict[str, str]) -> str:
     """Return `lever=value` for each setting that differs from the parent's."""
     changed = [f"{name}={v}" for name, v in sorted(settings.items()) if parent.get(name) != v]
-    return ", ".join(changed) or "no change"
+    return ", ".join(changed)

@@ -5,10 +5,12 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
-from slipstream.evaluation.acceptance import Judgement, Verdict
+from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
 from slipstream.evaluation.trust import exposure
-from slipstream.memory.records import Finding
+from slipstream.memory.claims import StaleClaimError
+from slipstream.memory.records import Experiment, Finding
 
+from .claiming import ClaimedError
 from .context import LoopContext
 from .state import LoopState
 
@@ -49,4 +51,31 @@ def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -
         unsafe=bool(exposure(engine, context.no_sandbox)),
         learned_at=time.time(),
     )
-    context.memory.record(hypothesis_id, judgement, finding, context.budget.spent_s)
+    _write(hypothesis_id, experiment, judgement, finding, context)
+
+
+def _write(
+    name: str,
+    experiment: Experiment | None,
+    judgement: Judgement,
+    finding: Finding,
+    context: LoopContext,
+) -> None:
+    """Write the verdict, under the claim if it rests on measurements."""
+    while experiment is not None and judgement.gain is not None:
+        try:
+            claim = context.claims.hold(context.key_of(experiment.variant))
+        except ClaimedError as error:  # lost meanwhile, and somebody else measures it again
+            reason = f"claim lost before the verdict: {error}"
+            judgement = Judgement(Verdict.INCONCLUSIVE, Cause.CLAIMED, reason)
+            break
+        context.claims.drop(claim)
+        try:
+            context.memory.record(name, judgement, finding, context.budget.spent_s, claim)
+        except StaleClaimError:
+            continue
+        return
+    context.memory.record(name, judgement, finding, context.budget.spent_s)
+    if experiment is not None and (held := context.claims.held(context.key_of(experiment.variant))):
+        context.claims.drop(held)
+        context.memory.claims.release(held)

@@ -121,9 +121,7 @@ def _measure(
 
 
 def _claim(memory: Memory, challenge: Challenge, name: str) -> Estimate | None:
-    experiments = memory.experiments_on(challenge.name, detect_hardware().id)
-    judged = [e for e in experiments if e.verdict is not None]
-    return speedups(judged, challenge.baseline).get(name)
+    return speedups(memory, challenge.name, detect_hardware().id).get(name)
 
 
 def conclude(

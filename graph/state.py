@@ -49,9 +49,10 @@ class LoopState:
 
 @dataclass(frozen=True)
 class Task:
-    """What one of several parallel coders works on."""
+    """What one of several parallel coders works on, and whom it will race."""
 
     hypothesis: str
+    champion: str = ""
 
 
 # The only types that a checkpoint may bring back to life.

@@ -24,6 +24,7 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     vocab_size: int
+    family: str = ""
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -50,6 +51,7 @@ def read_shape(model_dir: Path) -> ModelShape:
         num_kv_heads=raw.get("num_key_value_heads") or heads,
         head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
         vocab_size=raw["vocab_size"],
+        family=raw["model_type"],
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 SEED_ENGINE = Path(__file__).resolve().parent / "engine"
 _ID_LENGTH = 12
+_PRUNED = ".pruned"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,24 @@ class VariantStore:
     def read(self, variant: str) -> Tree:
         """Read a stored tree."""
         return read_tree(self.path(variant))
+
+    def names(self) -> list[str]:
+        """Return the variants that are stored."""
+        folders = self.root.iterdir() if self.root.is_dir() else ()
+        return sorted(f.name for f in folders if f.is_dir() and not f.name.startswith("."))
+
+    def pruned(self) -> set[str]:
+        """Return the variants that were removed on purpose."""
+        path = self.root / _PRUNED
+        return set(path.read_text().split()) if path.exists() else set()
+
+    def remove(self, variant: str) -> None:
+        """Remove a stored tree for good, and remember that it was on purpose."""
+        with (self.root / _PRUNED).open("a") as file:
+            file.write(f"{variant}\n")
+        grave = self.root / f".old-{variant}"
+        (self.root / variant).rename(grave)  # all of it is gone at once
+        shutil.rmtree(grave)
 
     def add(self, tree: Tree) -> Path:
         """Store a tree and return its folder."""

@@ -28,8 +28,7 @@ def look_up(memory: Memory, item: str) -> dict[str, Any]:
             for score in scores
         ]
         return details
-    if any(one.id == item for one in memory.runs()):
-        one = memory.run(item)
+    if (one := memory.find_run(item)) is not None:
         races = [asdict(e) for e in memory.experiments(run=item)]
         return {**asdict(one), "experiments": races}
     try:

@@ -2,18 +2,28 @@
 
 A variant's speed-up is a direct measurement against the baseline where there is one. Elsewhere it
 is a chain: its gain over the champion that it raced, times that champion's speed-up; log ratios
-and their variances add up.
+and their variances add up. `derive.py` keeps the standings; here they are read.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
 
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.statistics import Estimate
 
-from .records import Experiment
+from .queries import TABLES
 from .store import Memory
+
+_AS_THEY_ARE = (
+    *("variant", "tps", "direct", "ppl_rise", "kl", "top1", "verdict", "cause", "reason"),
+    *("experiments", "parent", "settings", "novelty", "lineage"),
+)
+TOP = 10  # so many variants of one ancestor, at the top, are a monoculture
+_STANDINGS, _VARIANTS, _RUNS = TABLES["standings"], TABLES["variants"], TABLES["runs"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,8 @@ class Standing:
         direct: whether the speed-up was measured against the baseline itself, not chained.
         ppl_rise: relative rise of perplexity over the reference; None if speed decided first.
         experiments: how often the variant was judged.
+        novelty: 1 if nobody had tried its change before, less the more often it was tried.
+        lineage: its ancestor next to the seed.
     """
 
     variant: str
@@ -45,91 +57,143 @@ class Standing:
     experiments: int
     parent: str | None
     settings: dict[str, str]
+    novelty: float
+    lineage: str
 
 
-def leaderboard(memory: Memory, challenge: str, machine: str) -> list[Standing]:
+def leaderboard(
+    memory: Memory, challenge: str, machine: str, limit: int | None = None
+) -> list[Standing]:
     """Return the standings on one challenge and kind of machine: kept ones first, fastest first."""
-    rules = [run for run in memory.runs() if run.challenge == challenge]
-    if not rules:
+    rules = memory.database.read(
+        lambda connection: connection.execute(
+            select(_RUNS.c.rules)
+            .where(_RUNS.c.challenge == challenge)
+            .order_by(_RUNS.c.started_at.desc())
+            .limit(1)
+        ).scalar()
+    )
+    if rules is None:
         return []
-    baseline, tier = rules[-1].rules["baseline"], rules[-1].rules["tier"]
-    experiments = [e for e in memory.experiments_on(challenge, machine) if e.verdict is not None]
-    variants = {variant.id: variant for variant in memory.variants()}
-    known = speedups(experiments, baseline)
-    by_variant: dict[str, list[Experiment]] = {}
-    for experiment in experiments:
-        by_variant.setdefault(experiment.variant, []).append(experiment)
-    standings = []
-    for name, own in by_variant.items():
-        races = [e for e in own if e.rival != baseline] or own
-        judged = races[-1]
-        speedup = known.get(name)
-        interval = speedup.interval() if speedup else (None, None)
-        scored = [e for e in own if e.ppl_rise is not None]
-        timed = [e for e in own if e.tps is not None]
-        finite = interval[1] is not None and math.isfinite(interval[1])
-        standings.append(
-            Standing(
-                variant=name,
-                tier=tier,
-                tps=timed[-1].tps if timed else None,
-                speedup=speedup.ratio if speedup else None,
-                speedup_low=interval[0],
-                speedup_high=interval[1] if finite else None,
-                baseline=baseline,
-                direct=any(e.rival == baseline and e.gain is not None for e in own),
-                ppl_rise=scored[-1].ppl_rise if scored else None,
-                kl=scored[-1].kl if scored else None,
-                top1=scored[-1].top1 if scored else None,
-                verdict=str(judged.verdict),
-                cause=str(judged.cause),
-                reason=judged.reason,
-                experiments=len(own),
-                parent=variants[name].parent,
-                settings=variants[name].settings,
-            )
-        )
-    return sorted(standings, key=_rank)
+    query = (
+        select(_STANDINGS, _VARIANTS.c.parent, _VARIANTS.c.settings)
+        .join(_VARIANTS, _VARIANTS.c.id == _STANDINGS.c.variant)
+        .where(_STANDINGS.c.challenge == challenge, _STANDINGS.c.machine == machine)
+        .order_by(_STANDINGS.c.kept.desc(), _STANDINGS.c.rank.desc())
+        .limit(limit)
+    )
+    rows = memory.database.read(lambda connection: connection.execute(query).mappings().all())
+    return [_standing(row, rules["baseline"], rules["tier"]) for row in rows]
 
 
 def champion(memory: Memory, challenge: str, machine: str) -> Standing | None:
     """Return the fastest kept variant, or None before the first run."""
-    standings = leaderboard(memory, challenge, machine)
+    standings = leaderboard(memory, challenge, machine, limit=1)
     return standings[0] if standings and standings[0].verdict == Verdict.KEPT else None
 
 
-def speedups(experiments: Sequence[Experiment], baseline: str) -> dict[str, Estimate]:
+def speedups(memory: Memory, challenge: str, machine: str) -> dict[str, Estimate]:
     """Return each variant's speed-up over the baseline, direct or chained, where one is known."""
-    races: dict[str, list[Experiment]] = {}
-    for experiment in experiments:
-        if experiment.gain is not None:
-            races.setdefault(experiment.variant, []).append(experiment)
-    best = {variant: _best_race(own, baseline) for variant, own in races.items()}
-    found: dict[str, Estimate] = {}
-    for variant in best:
-        # Follow rivals until one whose speed-up is known, then multiply on the way back.
-        chain: list[Experiment] = []
-        name = variant
-        while name in best and name not in found and best[name] not in chain:
-            chain.append(best[name])
-            name = best[name].rival
-        total = found.get(name)
-        for race in reversed(chain):
-            if race.estimate is None or (total is None and race.rival != baseline):
-                break
-            total = race.estimate if total is None else race.estimate + total
-            found[race.variant] = total
-    return found
+    query = select(_STANDINGS).where(
+        _STANDINGS.c.challenge == challenge,
+        _STANDINGS.c.machine == machine,
+        _STANDINGS.c.log_speedup.is_not(None),
+    )
+    rows = memory.database.read(lambda connection: connection.execute(query).mappings().all())
+    return {row["variant"]: _speedup(row) for row in rows}
 
 
-def _best_race(own: list[Experiment], baseline: str) -> Experiment:
-    """Return the race that says most about a variant's speed."""
-    direct = [experiment for experiment in own if experiment.rival == baseline]
-    if direct:  # the verification at a run's end has more pairs than a start
-        return max(direct, key=lambda e: (e.num_pairs or 0, e.started_at))
-    gains = [experiment for experiment in own if experiment.cause is Cause.GAIN]
-    return (gains or own)[-1]
+@dataclass(frozen=True)
+class Lineage:
+    """All that descends from one child of the seed.
+
+    Attributes:
+        root: the child of the seed.
+        best: its fastest variant.
+        speedup: of `best` over the baseline; None if none of them ever ran.
+        trials: how many of its variants were judged.
+    """
+
+    root: str
+    best: str
+    speedup: float | None
+    kept: bool
+    trials: int
 
 
-def _rank(standing: Standing) -> tuple[bool, float]:
-    return (standing.verdict != Verdict.KEPT, -(standing.speedup or 0.0))
+@dataclass(frozen=True)
+class Pulse:
+    """Whether the search is still alive.
+
+    Attributes:
+        stagnation: variants judged since the latest one that was kept for its gain.
+        monoculture: the one ancestor of the top ten; empty if they have several, or are fewer.
+    """
+
+    stagnation: int
+    monoculture: str
+    lineages: tuple[Lineage, ...]
+
+
+def pulse(memory: Memory, challenge: str, machine: str) -> Pulse:
+    """Look at how the search goes: stagnation, monoculture, lineages."""
+    here = (_STANDINGS.c.challenge == challenge, _STANDINGS.c.machine == machine)
+    gains = select(func.max(_STANDINGS.c.decided_at)).where(
+        *here, _STANDINGS.c.kept, _STANDINGS.c.cause == Cause.GAIN
+    )
+    since = memory.database.read(lambda c: c.scalar(gains)) or 0.0
+    later = select(func.count()).where(*here, _STANDINGS.c.decided_at > since, ~_STANDINGS.c.kept)
+    best_of_each = (
+        select(
+            _STANDINGS.c.lineage,
+            _STANDINGS.c.variant,
+            _STANDINGS.c.kept,
+            _STANDINGS.c.log_speedup,
+            func.count().over(partition_by=_STANDINGS.c.lineage).label("trials"),
+            func.row_number()
+            .over(
+                partition_by=_STANDINGS.c.lineage,
+                order_by=(_STANDINGS.c.kept.desc(), _STANDINGS.c.rank.desc()),
+            )
+            .label("place"),
+        )
+        .where(*here)
+        .subquery()
+    )
+    lines = select(best_of_each).where(best_of_each.c.place == 1)
+    top = (
+        select(_STANDINGS.c.lineage)
+        .where(*here, _STANDINGS.c.log_speedup.is_not(None))
+        .order_by(_STANDINGS.c.kept.desc(), _STANDINGS.c.rank.desc())
+        .limit(TOP)
+    )
+    leading = memory.database.read(lambda c: c.scalars(top).all())
+    found = memory.database.read(lambda c: c.execute(lines).mappings().all())
+    return Pulse(
+        stagnation=memory.database.read(lambda c: c.scalar(later)) or 0,
+        monoculture=leading[0] if len(leading) == TOP and len(set(leading)) == 1 else "",
+        lineages=tuple(sorted(map(_lineage, found), key=lambda i: -(i.speedup or 0.0))),
+    )
+
+
+def _lineage(row: Mapping[Any, Any]) -> Lineage:
+    speedup = None if row["log_speedup"] is None else math.exp(row["log_speedup"])
+    return Lineage(row["lineage"], row["variant"], speedup, row["kept"], row["trials"])
+
+
+def _speedup(row: Mapping[Any, Any]) -> Estimate:
+    stderr = math.inf if row["stderr"] is None else row["stderr"]
+    return Estimate(row["log_speedup"], stderr, row["num_pairs"])
+
+
+def _standing(row: Mapping[Any, Any], baseline: str, tier: str) -> Standing:
+    speedup = None if row["log_speedup"] is None else _speedup(row)
+    low, high = speedup.interval() if speedup else (None, None)
+    return Standing(
+        **{name: row[name] for name in _AS_THEY_ARE},
+        tier=tier,
+        speedup=speedup.ratio if speedup else None,
+        speedup_low=low,
+        speedup_high=high if high is not None and math.isfinite(high) else None,
+        baseline=baseline,
+    )

@@ -25,6 +25,7 @@ class Run:
         delta: noise floor of the latest A/A test, as a log ratio.
         calibrations: how many A/A tests were done.
         calibrated_at: when the latest one ended; it expires.
+        family: the model's, as its config calls it; empty until the model was read.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Run:
     started_at: float
     calibrations: int = 0
     calibrated_at: float | None = None
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class Hypothesis:
     Attributes:
         lever: name of the lever, several joined by "+".
         settings: all lever settings of the variant that it asks for.
+        target: what it changes: `lever=value`, or the file that it edits.
         predicted_gain: expected speed ratio minus one.
+        prior_gain: the same before it was corrected by experience; None if it wasn't.
     """
 
     id: str
@@ -77,6 +81,8 @@ class Hypothesis:
     mechanism: str
     predicted_gain: float
     created_at: float
+    target: str = ""
+    prior_gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ class Experiment:
     ppl_rise_high: float | None = None
     kl: float | None = None
     top1: float | None = None
+    log: str | None = None
     decided_at: float | None = None
 
     @property

@@ -9,27 +9,36 @@ from sqlalchemy import Connection, inspect, text
 
 from slipstream.evaluation.errors import SlipstreamError
 
-HEAD = "0002"
+from . import derive
+from .database import Database
+
+HEAD = "0003"
 _MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 
 
-def bring_up_to_date(connection: Connection, url: str) -> None:
+def bring_up_to_date(database: Database) -> None:
     """Migrate the database to `HEAD`.
 
     Raises:
         SlipstreamError: it was written by a newer slipstream.
     """
-    version = _version(connection)
+    version = database.read(_version)
     if version == HEAD:
         return
     if version is not None and version > HEAD:
         raise SlipstreamError(
-            f"memory {url}: its schema is {version}, this slipstream knows up to {HEAD}; "
+            f"memory {database}: its schema is {version}, this slipstream knows up to {HEAD}; "
             "upgrade slipstream or use another --memory"
         )
-    with _one_at_a_time(connection):
-        if _version(connection) != HEAD:
-            _migrate(connection)
+
+    def work(connection: Connection) -> None:
+        with _one_at_a_time(connection):
+            if _version(connection) != HEAD:
+                _migrate(connection)
+                derive.rebuild(connection)
+                connection.commit()
+
+    database.read(work)  # alembic has transactions of its own
 
 
 @contextmanager
@@ -39,7 +48,7 @@ def _one_at_a_time(connection: Connection) -> Iterator[None]:
         with FileLock(f"{connection.engine.url.database}.migrating"):
             yield
     else:
-        connection.execute(text("SELECT pg_advisory_xact_lock(7_358_127)"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(7358127)"))
         yield
 
 
@@ -52,7 +61,6 @@ def _migrate(connection: Connection) -> None:
     config.set_main_option("script_location", str(_MIGRATIONS))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-    connection.commit()
 
 
 def _version(connection: Connection) -> str | None:

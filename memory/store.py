@@ -5,8 +5,7 @@ after a crash changes nothing. One method is one transaction; once it returns, i
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Self, TypeVar
 
@@ -20,8 +19,9 @@ from slipstream.evaluation.gates import DocumentScore
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.prompts import Split
 
-from . import queries
-from .database import connect, default_url, readable_errors
+from . import derive, queries
+from .claims import Claim, Claims
+from .database import Database, default_url
 from .records import Experiment, Finding, Hypothesis, Run, RunState, Variant
 from .schema import bring_up_to_date
 
@@ -34,17 +34,17 @@ class Memory:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._database = connect(url)
+        self.database = Database(url)
+        self.claims = Claims(self.database)
         # What never changes once it is written need not be read twice.
         self._variants: dict[str, Variant] = {}
         self._hypotheses: dict[str, Hypothesis] = {}
         self._decided: dict[str, Experiment] = {}
-        with self._reading() as connection:
-            bring_up_to_date(connection, url)
+        bring_up_to_date(self.database)
 
     def close(self) -> None:
         """Release the connections."""
-        self._database.dispose()
+        self.database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -64,9 +64,8 @@ class Memory:
         Raises:
             SlipstreamError: no such run.
         """
-        with self._writing() as connection:
-            changed = connection.execute(queries.change_run(run, changes)).rowcount
-        if not changed:
+        statement = queries.change_run(run, changes)
+        if not self.database.write(lambda c: c.execute(statement).rowcount):
             raise SlipstreamError(f"unknown run {run!r}; nothing was changed")
 
     def run(self, run: str) -> Run:
@@ -75,11 +74,16 @@ class Memory:
         Raises:
             SlipstreamError: no such run.
         """
-        rows = self._rows(queries.RUN, run=run)
-        if not rows:
+        found = self.find_run(run)
+        if found is None:
             names = ", ".join(row["id"] for row in self._rows(queries.LATEST_RUNS)) or "none yet"
             raise SlipstreamError(f"unknown run {run!r}; the latest runs are: {names}")
-        return _run(rows[0])
+        return found
+
+    def find_run(self, run: str) -> Run | None:
+        """Return one run, or None."""
+        rows = self._rows(queries.RUN, run=run)
+        return _run(rows[0]) if rows else None
 
     def runs(self) -> list[Run]:
         """Return all runs, oldest first."""
@@ -167,24 +171,29 @@ class Memory:
 
     # Measurements
 
-    def add_pair(self, experiment: str, pair: Pair) -> None:
+    # Under a claim, they are refused with StaleClaimError once it has run out.
+
+    def add_pair(self, experiment: str, pair: Pair, claim: Claim | None = None) -> None:
         """Record a measured pair; the first record of a stage's index stays."""
         row = {"experiment": experiment, "measured_at": time.time(), **asdict(pair)}
-        self._insert("measurements", row)
+        self._insert("measurements", row, claim=claim)
 
-    def add_score(self, experiment: str, split: Split, score: DocumentScore) -> None:
+    def add_score(
+        self, experiment: str, split: Split, score: DocumentScore, claim: Claim | None = None
+    ) -> None:
         """Record a scored document; the first record stays."""
         row = {"experiment": experiment, "split": split, "measured_at": time.time()}
-        self._insert("scores", row | asdict(score))
+        self._insert("scores", row | asdict(score), claim=claim)
 
-    def add_audit(self, experiment: str, audit: Audit) -> None:
+    def add_audit(self, experiment: str, audit: Audit, claim: Claim | None = None) -> None:
         """Record an audited block; the first record stays."""
         row = {"experiment": experiment, "audited_at": time.time(), **asdict(audit)}
-        self._insert("audits", row)
+        self._insert("audits", row, claim=claim)
 
     def evidence(self, experiment: str) -> Evidence:
         """Return everything measured for an experiment so far, in order."""
-        with self._reading() as connection:
+
+        def work(connection: Connection) -> Evidence:
             measured = connection.execute(queries.PAIRS, {"experiment": experiment}).mappings()
             pairs = tuple(map(_pair, measured))
             scored = connection.execute(queries.SCORES, {"experiment": experiment}).mappings()
@@ -199,17 +208,30 @@ class Memory:
                 )
                 for row in audited
             )
-        return Evidence(pairs, scores, audits)
+            return Evidence(pairs, scores, audits)
+
+        return self.database.read(work)
 
     # What came out
 
     def record(
-        self, experiment: str, judgement: Judgement, finding: Finding | None, spent_s: float
+        self,
+        experiment: str,
+        judgement: Judgement,
+        finding: Finding | None,
+        spent_s: float,
+        claim: Claim | None = None,
     ) -> None:
         """Write verdict, finding and the run's time in one transaction; again changes nothing.
 
+        What is derived from verdicts (standings, ledger, calibration) follows in the same one.
+
         Args:
             spent_s: the run's time so far.
+            claim: released with the verdict.
+
+        Raises:
+            StaleClaimError: the claim has run out.
         """
         gain, quality = judgement.gain, judgement.quality
         row = {
@@ -226,14 +248,24 @@ class Memory:
             "ppl_rise_high": quality.ppl_rise_high if quality else None,
             "kl": quality.kl if quality else None,
             "top1": quality.top1 if quality else None,
+            "log": judgement.log or None,
             "decided_at": time.time(),
         }
-        with self._writing() as connection:
-            connection.execute(*self._or_ignore("verdicts", row))
+
+        def work(connection: Connection) -> None:
+            if claim is not None:
+                self.claims.guard(connection, claim)
+            is_new = connection.execute(*self._or_ignore("verdicts", row)).rowcount == 1
             if finding is not None:
                 connection.execute(*self._or_ignore("findings", asdict(finding)))
+            if is_new:
+                derive.add(connection, experiment)
             of_run = connection.scalar(queries.RUN_OF_EXPERIMENT, {"experiment": experiment})
             connection.execute(queries.ADD_RUN_TIME, {"of_run": of_run, "new_spent_s": spent_s})
+
+        self.database.write(work)
+        if claim is not None:
+            self.claims.release(claim)
 
     def findings(self) -> list[Finding]:
         """Return everything learned, oldest first."""
@@ -241,34 +273,26 @@ class Memory:
 
     # How
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with readable_errors(self.url), self._database.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with readable_errors(self.url), self._database.begin() as connection:
-            yield connection
-
-    def _insert(self, table: str, *rows: dict[str, Any]) -> None:
-        with self._writing() as connection:
+    def _insert(self, table: str, *rows: dict[str, Any], claim: Claim | None = None) -> None:
+        def work(connection: Connection) -> None:
+            if claim is not None:
+                self.claims.guard(connection, claim)
             for row in rows:
                 connection.execute(*self._or_ignore(table, row))
+
+        self.database.write(work)
 
     def _or_ignore(self, name: str, values: dict[str, Any]) -> tuple[Executable, dict[str, Any]]:
         """Return an insert that leaves an existing row of the same key as it is, and its values."""
         table = queries.TABLES[name]
         row = {name: value for name, value in values.items() if name in table.columns}
-        return queries.insert_or_ignore(self._database.dialect.name, table), row
+        return queries.insert_or_ignore(self.database.dialect, table), row
 
     def _rows(self, query: Select[Any], **values: Any) -> Sequence[_Row]:
-        with self._reading() as connection:
-            return connection.execute(query, values).mappings().all()
+        return self.database.read(lambda c: c.execute(query, values).mappings().all())
 
     def _ids(self, query: Select[Any], **values: Any) -> Sequence[str]:
-        with self._reading() as connection:
-            return connection.scalars(query, values).all()
+        return self.database.read(lambda c: c.scalars(query, values).all())
 
     def _records(
         self,

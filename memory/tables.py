@@ -6,7 +6,7 @@ index), so writing the same thing twice is a no-op. Times are seconds since the 
 
 from typing import Any
 
-from sqlalchemy import JSON, Column, UniqueConstraint
+from sqlalchemy import JSON, Column, Index, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 
@@ -29,6 +29,7 @@ class RunRow(SQLModel, table=True):
     calibrations: int = 0
     calibrated_at: float | None = None
     bandwidth_gbps: float | None = None
+    family: str = ""
     started_at: float
 
 
@@ -48,15 +49,18 @@ class HypothesisRow(SQLModel, table=True):
     """What somebody expected, written down before it was measured."""
 
     __tablename__ = "hypotheses"
+    __table_args__ = (Index("ix_hypotheses_lever", "lever", "target"),)
     id: str = Field(primary_key=True)
     run: str = Field(foreign_key="runs.id", index=True)
     round: int
     agent: str
     parent: str
-    lever: str = Field(index=True)
+    lever: str
+    target: str = ""
     settings: dict[str, str] = Field(sa_column=Column(JSON, nullable=False))
     mechanism: str
     predicted_gain: float
+    prior_gain: float | None = None
     created_at: float
 
 
@@ -146,7 +150,8 @@ class VerdictRow(SQLModel, table=True):
     ppl_rise_high: float | None = None
     kl: float | None = None
     top1: float | None = None
-    decided_at: float
+    log: str | None = None
+    decided_at: float = Field(index=True)
 
 
 class FindingRow(SQLModel, table=True):
@@ -160,4 +165,114 @@ class FindingRow(SQLModel, table=True):
     mechanism: str
     reopen: str
     unsafe: bool = False
-    learned_at: float
+    learned_at: float = Field(index=True)
+
+
+class ClaimRow(SQLModel, table=True):
+    """A leased intent. `fence` counts how often it changed hands; times are the database's."""
+
+    __tablename__ = "claims"
+    key: str = Field(primary_key=True)
+    holder: str
+    fence: int
+    acquired_at: float
+    expires_at: float = Field(index=True)
+
+
+class PostRow(SQLModel, table=True):
+    """Something that somebody said. `author` is stamped by the API, never given by the author."""
+
+    __tablename__ = "posts"
+    __table_args__ = (Index("ix_posts_channel", "channel", "posted_at"),)
+    id: str = Field(primary_key=True)
+    channel: str
+    author: str = Field(index=True)
+    text: str
+    reply_to: str | None = Field(default=None, foreign_key="posts.id", index=True)
+    posted_at: float = Field(index=True)
+
+
+class MentionRow(SQLModel, table=True):
+    """Somebody is named in a post: it goes to their inbox."""
+
+    __tablename__ = "mentions"
+    __table_args__ = (Index("ix_mentions_name", "name", "posted_at"),)
+    post: str = Field(primary_key=True, foreign_key="posts.id")
+    name: str = Field(primary_key=True)
+    posted_at: float
+
+
+# What follows is derived from the tables above, in the transaction that writes a verdict, so that
+# asking takes milliseconds however much is known. `slipstream memory check` derives it anew.
+
+
+class StandingRow(SQLModel, table=True):
+    """The leaderboard: one variant on one challenge and kind of machine."""
+
+    __tablename__ = "standings"
+    __table_args__ = (
+        Index("ix_standings_rank", "challenge", "machine", "kept", "rank"),
+        Index("ix_standings_rival", "challenge", "machine", "rival"),
+        Index("ix_standings_decided", "challenge", "machine", "decided_at"),
+    )
+    challenge: str = Field(primary_key=True)
+    machine: str = Field(primary_key=True)
+    variant: str = Field(primary_key=True)
+    verdict: str
+    cause: str
+    reason: str
+    kept: bool
+    experiments: int
+    tps: float | None
+    log_speedup: float | None
+    stderr: float | None
+    num_pairs: int
+    rank: float
+    direct: bool
+    rival: str | None
+    ppl_rise: float | None
+    kl: float | None
+    top1: float | None
+    lineage: str
+    novelty: float
+    decided_at: float
+
+
+class LedgerRow(SQLModel, table=True):
+    """What is known of one value of one lever, for a family of models on a kind of machine."""
+
+    __tablename__ = "ledger"
+    lever: str = Field(primary_key=True)
+    value: str = Field(primary_key=True)
+    family: str = Field(primary_key=True)
+    machine: str = Field(primary_key=True)
+    kept: int
+    no_gain: int
+    quality: int
+    failed: int
+    undecided: int
+    best_kept: bool
+    best_gain: float | None
+    best_stderr: float | None
+    best_pairs: int
+    best_experiment: str | None
+    refuted_tps: float | None
+    mechanism: str
+    reopen: str
+    evidence: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    last_experiment: str
+    last_seen: float = Field(index=True)
+
+
+class CalibrationRow(SQLModel, table=True):
+    """Predicted against measured gain of one agent and lever, as sums of log ratios."""
+
+    __tablename__ = "calibration"
+    agent: str = Field(primary_key=True)
+    lever: str = Field(primary_key=True)
+    family: str = Field(primary_key=True)
+    machine: str = Field(primary_key=True)
+    count: int
+    predicted: float
+    measured: float
+    squared_error: float

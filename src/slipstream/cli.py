@@ -17,11 +17,13 @@ from rich.table import Table
 
 from slipstream.evaluation.errors import SlipstreamError
 
+from . import knowledge
 from .display import (
     out,
     print_event,
     print_event_json,
     print_json,
+    print_pulse,
     print_summary,
     print_verification,
     say_plainly,
@@ -29,6 +31,7 @@ from .display import (
     standings_table,
     verification_row,
 )
+from .options import AsJson, ChallengeName, MemoryUrl, UnsafeLocal
 
 if TYPE_CHECKING:
     from slipstream.graph.session import Outcome
@@ -38,23 +41,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 model_app = typer.Typer(no_args_is_help=True, help="Models by URI.")
 app.add_typer(model_app, name="model")
+app.add_typer(knowledge.app)
 DEFAULT_CHALLENGE = "smollm2-cpu"
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
-MemoryUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--memory", help="sqlite:///FILE or postgresql+psycopg://…", envvar="SLIPSTREAM_MEMORY"
-    ),
-]
-UnsafeLocal = Annotated[
-    bool,
-    typer.Option(
-        "--unsafe-local",
-        help="Run changed source even where no sandbox starts; written on its findings.",
-    ),
-]
-ChallengeName = Annotated[str, typer.Argument(help="A challenge's name, or the path of its TOML.")]
 
 
 @app.callback()
@@ -117,21 +105,27 @@ def runs(memory: MemoryUrl = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def leaderboard(
-    challenge: ChallengeName = DEFAULT_CHALLENGE, memory: MemoryUrl = None, as_json: AsJson = False
+    challenge: ChallengeName = DEFAULT_CHALLENGE,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many variants.")] = 50,
+    memory: MemoryUrl = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Show every variant tried on a challenge on this kind of machine."""
+    """Show every variant tried on this kind of machine, the champion first."""
     from slipstream.evaluation.challenge import load_challenge
     from slipstream.evaluation.hardware import detect_hardware
     from slipstream.memory.leaderboard import leaderboard as standings_of
+    from slipstream.memory.leaderboard import pulse
     from slipstream.memory.store import open_memory
 
-    name = load_challenge(challenge).name
+    name, machine = load_challenge(challenge).name, detect_hardware().id
     with open_memory(memory) as store:
-        standings = standings_of(store, name, detect_hardware().id)
+        standings = standings_of(store, name, machine, limit)
+        alive = None if as_json else pulse(store, name, machine)
     if as_json:
         print_json([asdict(standing) for standing in standings])
-    elif standings:
+    elif standings and alive:
         out.print(standings_table(standings))
+        print_pulse(alive)
     else:
         out.print(f"nothing tried on {name} yet; `slipstream run {name}` starts")
 

@@ -13,7 +13,7 @@ from slipstream.kernels.levers import SEED_SETTINGS
 if TYPE_CHECKING:
     from slipstream.graph.context import Event
     from slipstream.graph.reproducing import Verification
-    from slipstream.memory.leaderboard import Standing
+    from slipstream.memory.leaderboard import Pulse, Standing
 
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
@@ -53,7 +53,7 @@ def _cell(value: Any) -> str:
 def standings_table(standings: "list[Standing]") -> Table:
     """Return the leaderboard as a table."""
     table = Table(title="leaderboard", title_justify="left", box=None)
-    for column in ("variant", "verdict", "tokens/s", "speed-up", "95 % interval", "PPL"):
+    for column in ("variant", "verdict", "tokens/s", "speed-up", "95 % interval", "PPL", "novelty"):
         table.add_column(column, no_wrap=True)
     table.add_column("levers", overflow="fold")
     for s in standings:
@@ -65,9 +65,21 @@ def standings_table(standings: "list[Standing]") -> Table:
             f"{s.speedup:.2f}×" if s.speedup else "",
             f"{s.speedup_low:.2f}–{s.speedup_high:.2f}" if s.speedup_high else "",
             f"{s.ppl_rise:+.2%}" if s.ppl_rise is not None else "",
+            f"{s.novelty:.2f}",
             escape(_levers(s)),
         )
     return table
+
+
+def print_pulse(pulse: "Pulse") -> None:
+    """Print whether the search is still alive: stagnation, lineages, monoculture."""
+    lines = ", ".join(
+        f"{line.root} ({line.trials} tried{f', best {line.speedup:.2f}×' if line.speedup else ''})"
+        for line in pulse.lineages[:5]
+    )
+    out.print(f"{pulse.stagnation} variants since the latest gain; lineages: {lines}")
+    if pulse.monoculture:
+        out.print(f"[yellow]monoculture[/]: the top ten all descend from {pulse.monoculture}")
 
 
 def _levers(standing: "Standing") -> str:

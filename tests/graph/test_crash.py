@@ -98,7 +98,7 @@ def test_crash_around_every_side_effect(
     run = unbroken.start(experiments=2, seed=5)
     unbroken.drive(run)
     expected = [(v, n, p, s) for _, v, n, p, s in summary(unbroken, run)]
-    unbroken.memory._database.dispose()
+    unbroken.memory.close()
 
     number = 0
     crashed = True

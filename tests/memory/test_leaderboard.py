@@ -1,6 +1,7 @@
 """Speed-ups are direct where measured, chained elsewhere, and ranked."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,9 +28,9 @@ BASELINE = "transformers-bf16"
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Memory:
+def memory(url: str) -> Iterator[Memory]:
     """Seed 1.5× the baseline; a +20 % kept on it, a −10 % rejected, one that failed."""
-    store = open_memory(f"sqlite:///{tmp_path}/m.db")
+    store = open_memory(url)
     rules = {"baseline": BASELINE, "tier": "near-lossless"}
     store.add_run(
         Run("r1", "c", rules, "m", "M", 1, RunState.RUNNING, 9, 9, 0, False, 0.01, 28.0, 1)
@@ -47,7 +48,8 @@ def memory(tmp_path: Path) -> Memory:
     )
     _add(store, 2, "bad", "good", "good", lost)
     _add(store, 3, "dead", "good", "good", Judgement(Verdict.FAILED, Cause.ENGINE, "a|b"))
-    return store
+    yield store
+    store.close()
 
 
 def _add(

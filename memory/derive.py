@@ -1,0 +1,348 @@
+"""What is derived from experiments: the leaderboard's standings, the lever ledger, calibration.
+
+Each verdict changes a handful of derived rows, in its own transaction, so asking takes milliseconds
+however much is known. Nothing here is typed by hand: `rebuild` makes it all anew from the tables
+that are never changed, and `slipstream memory check` compares.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, text
+
+from slipstream.evaluation.acceptance import Cause, Verdict
+from slipstream.evaluation.statistics import Estimate
+
+from . import queries
+from .queries import TABLES
+
+_Row = Mapping[Any, Any]
+_STANDINGS, _LEDGER = TABLES["standings"], TABLES["ledger"]
+_CALIBRATION = TABLES["calibration"]
+DERIVED = (_STANDINGS, _LEDGER, _CALIBRATION)
+_MAX_EVIDENCE = 10
+_LOCK = 7_358_128  # one writer of derived rows at a time; a transaction takes milliseconds
+_BATCH = 500
+_UNRANKED = -1e9  # instead of NULL, which databases sort differently
+
+
+def add(connection: Connection, experiment: str) -> None:
+    """Take one new verdict into account, within the transaction that writes it."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+    judged = connection.execute(queries.JUDGED, {"experiment": experiment}).mappings().one()
+    trials = 0
+    if _was_tried(judged):
+        trials = _add_to_ledger(connection, judged)
+        _add_to_calibration(connection, judged)
+    _refresh_standing(connection, judged, trials)
+
+
+def rebuild(connection: Connection) -> None:
+    """Make all derived rows anew."""
+    for table in DERIVED:
+        connection.execute(delete(table))
+    for name, rows in derive(connection).items():
+        for start in range(0, len(rows), _BATCH):
+            connection.execute(insert(TABLES[name]), rows[start : start + _BATCH])
+
+
+def derive(connection: Connection) -> dict[str, list[dict[str, Any]]]:
+    """Return what the derived tables should hold, by table."""
+    ledger: dict[tuple[str, ...], dict[str, Any]] = {}
+    calibration: dict[tuple[str, ...], dict[str, Any]] = {}
+    standings: dict[tuple[str, str, str], dict[str, Any]] = {}
+    races: dict[tuple[str, str], dict[str, list[_Row]]] = {}
+    novelty: dict[tuple[str, str, str], float] = {}
+    baselines: dict[tuple[str, str], str] = {}
+    lineages = _lineages(connection.execute(queries.PARENTS).mappings())
+    for judged in connection.execute(queries.ALL_JUDGED).mappings():
+        trials = 0
+        if _was_tried(judged):
+            key = tuple(judged[name] for name in _LEDGER_KEY)
+            trials = _trials(ledger.get(key))
+            ledger[key] = fold_ledger(ledger.get(key), judged)
+            if _is_measured(judged):
+                key = tuple(judged[name] for name in _CALIBRATION_KEY)
+                calibration[key] = fold_calibration(calibration.get(key), judged)
+        place = judged["challenge"], judged["machine"]
+        races.setdefault(place, {}).setdefault(judged["variant"], []).append(judged)
+        novelty.setdefault((*place, judged["variant"]), _novelty(judged, trials))
+        baselines[place] = judged["baseline"]
+    for place, by_variant in races.items():
+        for own in by_variant.values():
+            own.sort(key=lambda race: (race["started_at"], race["id"]))
+        known = chain_speedups(by_variant, baselines[place])
+        for variant, own in by_variant.items():
+            row = _standing(own, baselines[place], known.get(variant))
+            row |= {"lineage": lineages[variant], "novelty": novelty[*place, variant]}
+            standings[*place, variant] = row
+    return {
+        "standings": list(standings.values()),
+        "ledger": list(ledger.values()),
+        "calibration": list(calibration.values()),
+    }
+
+
+# The ledger
+
+_LEDGER_KEY = ("lever", "value", "family", "machine")
+_CLASSES = {
+    Cause.GAIN: "kept",
+    Cause.START: "kept",
+    Cause.NO_GAIN: "no_gain",
+    Cause.QUALITY: "quality",
+    Cause.CONTRADICTION: "quality",
+    Cause.ENGINE: "failed",
+    Cause.POWER: "undecided",
+    Cause.BUDGET: "undecided",
+}
+_COUNTS = ("kept", "no_gain", "quality", "failed", "undecided")
+
+
+def fold_ledger(entry: _Row | None, judged: _Row) -> dict[str, Any]:
+    """Return a ledger entry with one more judged experiment in it; their order doesn't matter."""
+    folded: dict[str, Any] = {name: judged[name] for name in _LEDGER_KEY}
+    folded |= {name: entry[name] if entry else 0 for name in _COUNTS}
+    outcome = _CLASSES[Cause(judged["cause"])]
+    folded[outcome] += 1
+    now, best = _effect(judged, kept=outcome == "kept"), _best_effect(entry)
+    better = max(best, now, key=lambda e: (e["best_gain"] is not None, e["best_kept"], _gain(e)))
+    folded |= better
+    refuted = entry["refuted_tps"] if entry else None
+    if outcome == "no_gain" and judged["tps"] and judged["gain"] is not None:
+        refuted = max(refuted or 0.0, judged["tps"] / math.exp(judged["gain"]))
+    newer = entry is None or _when(judged) >= (entry["last_seen"], entry["last_experiment"])
+    told = judged if newer or entry is None else entry
+    evidence = [*(entry["evidence"] if entry else ()), judged["id"]]
+    return folded | {
+        "refuted_tps": refuted,
+        "mechanism": told["mechanism"] or "",
+        "reopen": told["reopen"] or "",
+        "evidence": sorted(evidence)[-_MAX_EVIDENCE:],
+        "last_experiment": judged["id"] if newer or entry is None else entry["last_experiment"],
+        "last_seen": judged["decided_at"] if newer or entry is None else entry["last_seen"],
+    }
+
+
+def _was_tried(judged: _Row) -> bool:
+    """Whether a lever was pulled: not at a start, nor where somebody else was at it already."""
+    return judged["lever"] is not None and judged["cause"] != Cause.CLAIMED
+
+
+def _effect(judged: _Row, *, kept: bool) -> dict[str, Any]:
+    measured = _is_measured(judged)
+    return {
+        "best_kept": kept,
+        "best_gain": judged["gain"] if measured else None,
+        "best_stderr": judged["gain_stderr"] if measured else None,
+        "best_pairs": (judged["num_pairs"] or 0) if measured else 0,
+        "best_experiment": judged["id"] if measured else None,
+    }
+
+
+def _best_effect(entry: _Row | None) -> dict[str, Any]:
+    nothing = {"best_kept": False, "best_gain": None, "best_stderr": None, "best_pairs": 0}
+    nothing |= {"best_experiment": None}
+    return nothing if entry is None else {name: entry[name] for name in nothing}
+
+
+def _gain(effect: _Row) -> float:
+    gain: float | None = effect["best_gain"]
+    return -math.inf if gain is None else gain
+
+
+def _when(judged: _Row) -> tuple[float, str]:
+    return judged["decided_at"], judged["id"]
+
+
+def _trials(entry: _Row | None) -> int:
+    return sum(entry[name] for name in _COUNTS) if entry else 0
+
+
+def _add_to_ledger(connection: Connection, judged: _Row) -> int:
+    """Fold one experiment in; return how many trials there were before."""
+    key = {name: judged[name] for name in _LEDGER_KEY}
+    entry = connection.execute(queries.LEDGER_ENTRY, key).mappings().one_or_none()
+    _upsert(connection, "ledger", fold_ledger(entry, judged))
+    return _trials(entry)
+
+
+# Calibration
+
+_CALIBRATION_KEY = ("agent", "lever", "family", "machine")
+
+
+def fold_calibration(entry: _Row | None, judged: _Row) -> dict[str, Any]:
+    """Return a calibration entry with one more measured prediction in it."""
+    prior = judged["prior_gain"]
+    predicted, measured = math.log1p(judged["predicted_gain"]), judged["gain"]
+    before = entry or {"count": 0, "predicted": 0.0, "measured": 0.0, "squared_error": 0.0}
+    return {name: judged[name] for name in _CALIBRATION_KEY} | {
+        "count": before["count"] + 1,
+        "predicted": before["predicted"] + (predicted if prior is None else math.log1p(prior)),
+        "measured": before["measured"] + measured,
+        "squared_error": before["squared_error"] + (measured - predicted) ** 2,
+    }
+
+
+def _is_measured(judged: _Row) -> bool:
+    """Whether a verdict rests on a measured gain that says something about the lever."""
+    told = Cause(judged["cause"]) in (Cause.GAIN, Cause.NO_GAIN, Cause.POWER)
+    return told and judged["gain"] is not None
+
+
+def _add_to_calibration(connection: Connection, judged: _Row) -> None:
+    if not _is_measured(judged):
+        return
+    key = {name: judged[name] for name in _CALIBRATION_KEY}
+    entry = connection.execute(queries.CALIBRATION_ENTRY, key).mappings().one_or_none()
+    _upsert(connection, "calibration", fold_calibration(entry, judged))
+
+
+# Standings
+
+
+def chain_speedups(races: Mapping[str, Sequence[_Row]], baseline: str) -> dict[str, Estimate]:
+    """Return each variant's speed-up over the baseline, direct or chained, where one is known.
+
+    Args:
+        races: judged experiments by variant.
+    """
+    best = {variant: race for variant, own in races.items() if (race := best_race(own, baseline))}
+    found: dict[str, Estimate] = {}
+    for variant in best:
+        # Follow rivals until one whose speed-up is known, then multiply on the way back.
+        chain: list[_Row] = []
+        name = variant
+        while name in best and name not in found and best[name] not in chain:
+            chain.append(best[name])
+            name = best[name]["rival"]
+        total = found.get(name)
+        for race in reversed(chain):
+            if total is None and race["rival"] != baseline:
+                break
+            total = gain_of(race) if total is None else gain_of(race) + total
+            found[race["variant"]] = total
+    return found
+
+
+def best_race(own: Sequence[_Row], baseline: str) -> _Row | None:
+    """Return the race that says most about a variant's speed; an A/A test says nothing."""
+    races = [race for race in own if race["gain"] is not None and race["rival"] != race["variant"]]
+    if not races:
+        return None
+    direct = [race for race in races if race["rival"] == baseline]
+    if direct:  # the verification at a run's end has more pairs than a start
+        return max(direct, key=lambda race: (race["num_pairs"] or 0, race["started_at"]))
+    gains = [race for race in races if race["cause"] == Cause.GAIN]
+    return (gains or races)[-1]
+
+
+def gain_of(race: _Row) -> Estimate:
+    """Return the measured gain of a judged experiment that has one."""
+    stderr = math.inf if race["gain_stderr"] is None else race["gain_stderr"]
+    return Estimate(race["gain"], stderr, race["num_pairs"] or 0)
+
+
+def _standing(own: Sequence[_Row], baseline: str, speedup: Estimate | None) -> dict[str, Any]:
+    """Return a variant's row, without lineage and novelty."""
+    tried = [race for race in own if race["cause"] != Cause.CLAIMED] or own
+    races = [race for race in tried if race["rival"] != baseline] or tried
+    judged = races[-1]
+    scored = [race for race in own if race["ppl_rise"] is not None]
+    timed = [race for race in own if race["tps"] is not None]
+    best = best_race(own, baseline)
+    finite = speedup is not None and math.isfinite(speedup.stderr)
+    return {
+        "challenge": judged["challenge"],
+        "machine": judged["machine"],
+        "variant": judged["variant"],
+        "verdict": judged["verdict"],
+        "cause": judged["cause"],
+        "reason": judged["reason"],
+        "kept": judged["verdict"] == Verdict.KEPT,
+        "experiments": len(own),
+        "tps": timed[-1]["tps"] if timed else None,
+        "log_speedup": speedup.mean if speedup else None,
+        "stderr": speedup.stderr if speedup and finite else None,
+        "num_pairs": speedup.num_pairs if speedup else 0,
+        "rank": speedup.mean if speedup else _UNRANKED,
+        "direct": best is not None and best["rival"] == baseline,
+        "rival": best["rival"] if best else None,
+        "ppl_rise": scored[-1]["ppl_rise"] if scored else None,
+        "kl": scored[-1]["kl"] if scored else None,
+        "top1": scored[-1]["top1"] if scored else None,
+        "decided_at": max(race["decided_at"] for race in own),
+    }
+
+
+def _refresh_standing(connection: Connection, judged: _Row, trials: int) -> None:
+    """Derive the standing of a judged variant anew, and of those whose speed-up hangs on it."""
+    place = {name: judged[name] for name in ("challenge", "machine")}
+    waiting, done = [judged["variant"]], set()
+    while waiting:
+        variant = waiting.pop()
+        done.add(variant)
+        key = {**place, "variant": variant}
+        own = connection.execute(queries.JUDGED_OF_VARIANT, key).mappings().all()
+        before = connection.execute(queries.STANDING, key).mappings().one_or_none()
+        race = best_race(own, judged["baseline"])
+        row = _standing(own, judged["baseline"], _speedup(connection, place, race, judged))
+        if before is None:
+            row |= {
+                "lineage": _lineage(connection, variant),
+                "novelty": _novelty(judged, trials),
+            }
+        else:
+            row |= {"lineage": before["lineage"], "novelty": before["novelty"]}
+        _upsert(connection, "standings", row)
+        moved = before is None or any(before[n] != row[n] for n in ("log_speedup", "stderr"))
+        if moved:
+            hanging = connection.scalars(queries.HANGING_ON, {**place, "rival": variant}).all()
+            waiting += [name for name in hanging if name not in done]
+
+
+def _speedup(
+    connection: Connection, place: _Row, race: _Row | None, judged: _Row
+) -> Estimate | None:
+    if race is None:
+        return None
+    if race["rival"] == judged["baseline"]:
+        return gain_of(race)
+    key = {**place, "variant": race["rival"]}
+    rival = connection.execute(queries.STANDING, key).mappings().one_or_none()
+    if rival is None or rival["log_speedup"] is None:
+        return None
+    stderr = math.inf if rival["stderr"] is None else rival["stderr"]
+    return gain_of(race) + Estimate(rival["log_speedup"], stderr, rival["num_pairs"])
+
+
+def _novelty(judged: _Row, trials: int) -> float:
+    """Return 1 for a change that nobody had tried before, less the more often it was tried."""
+    return 0.0 if judged["lever"] is None else 1 / (1 + trials)
+
+
+def _lineage(connection: Connection, variant: str) -> str:
+    rows = connection.execute(queries.ANCESTORS, {"variant": variant}).mappings().all()
+    return _lineages(rows)[variant]
+
+
+def _lineages(rows: Iterable[_Row]) -> dict[str, str]:
+    """Return for each variant its ancestor next to the root, which names its lineage."""
+    parents = {row["id"]: row["parent"] for row in rows}
+    found: dict[str, str] = {}
+    for variant in parents:
+        path, name = [], variant
+        while name not in found and parents.get(parents.get(name) or "") is not None:
+            path.append(name)
+            name = parents[name]
+        root = found.get(name, name)
+        for passed in (*path, name):
+            found[passed] = root
+    return found
+
+
+def _upsert(connection: Connection, table: str, row: dict[str, Any]) -> None:
+    connection.execute(queries.upsert(connection.dialect.name, TABLES[table]), row)

@@ -1,0 +1,24 @@
+"""Options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+MemoryUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", help="sqlite:///FILE or postgresql+psycopg://…", envvar="SLIPSTREAM_MEMORY"
+    ),
+]
+UnsafeLocal = Annotated[
+    bool,
+    typer.Option(
+        "--unsafe-local",
+        help="Run changed source even where no sandbox starts; written on its findings.",
+    ),
+]
+ChallengeName = Annotated[str, typer.Argument(help="A challenge's name, or the path of its TOML.")]
+Since = Annotated[
+    str, typer.Option(help="How long ago: 30m, 12h, 7d; or a date like 2026-11-22 (UTC).")
+]
