@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test lint types bench-loop clean
+.PHONY: run test lint types torture bench-loop clean
 
 run: $(VENV)/.installed
 	$(VENV)/bin/slipstream run
@@ -21,6 +21,9 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
+
+torture: $(VENV)/.installed-dev
+	$(VENV)/bin/python tests/helpers/torture.py
 
 bench-loop: $(VENV)/.installed
 	$(PIP) install -e '.[bench]'

@@ -4,6 +4,7 @@ Objects are written by dulwich, in this process: starting `git` for each commit 
 the rest of the loop. The result is an ordinary repository for `git log` and `git diff`.
 """
 
+import shutil
 from pathlib import Path
 
 from dulwich.errors import NotGitRepository
@@ -27,11 +28,18 @@ class Workshop:
         self._stored: set[ObjectID] = set()
 
     def open(self) -> None:
-        """Open the repository; create it if it isn't there."""
+        """Open the repository; create it if it isn't there.
+
+        One process works on a run at a time, so whatever is half done here was left by one that
+        was killed.
+        """
+        for lock in self.path.rglob("*.lock"):
+            lock.unlink()
         try:
             self._repo = Repo(str(self.path))
         except NotGitRepository:
-            self.path.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir(parents=True)
             self._repo = Repo.init_bare(str(self.path), default_branch=b"champion")
 
     def close(self) -> None:
