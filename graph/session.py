@@ -22,7 +22,6 @@ from .checkpoints import open_checkpoints
 from .context import LoopContext
 from .liveness import run_dir
 from .opening import Agents, Emit, open_context
-from .state import LoopState
 
 _INTERRUPTED = "interrupted"
 
@@ -114,7 +113,7 @@ def _drive(context: LoopContext, checkpoints: Path) -> str:
             "max_concurrency": 4,
         }
         snapshot = app.get_state(config)
-        start: Any = None if snapshot.tasks else LoopState(run=context.run)
+        start: Any = None if snapshot.tasks else {"run": context.run}
         if not snapshot.values.get("done"):
             # Nothing of a run leaves the machine, whatever tracing variables are set.
             with langsmith.tracing_context(enabled=False):

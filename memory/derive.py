@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, text
+from sqlalchemy import ColumnElement, Connection, delete, false, insert, select, text, update
 
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.statistics import Estimate
@@ -22,21 +22,35 @@ _STANDINGS, _LEDGER = TABLES["standings"], TABLES["ledger"]
 _CALIBRATION = TABLES["calibration"]
 DERIVED = (_STANDINGS, _LEDGER, _CALIBRATION)
 _MAX_EVIDENCE = 10
-_LOCK = 7_358_128  # one writer of derived rows at a time; a transaction takes milliseconds
+_LOCK = 7358128
+_TICK_S = 1e-4
 _BATCH = 500
 _UNRANKED = -1e9  # instead of NULL, which databases sort differently
 
 
 def add(connection: Connection, experiment: str) -> None:
     """Take one new verdict into account, within the transaction that writes it."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
     judged = connection.execute(queries.JUDGED, {"experiment": experiment}).mappings().one()
     trials = 0
     if _was_tried(judged):
         trials = _add_to_ledger(connection, judged)
         _add_to_calibration(connection, judged)
     _refresh_standing(connection, judged, trials)
+
+
+def lock(connection: Connection) -> None:
+    """Let one transaction at a time write verdicts; a transaction takes milliseconds."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+    else:  # changes nothing, but takes SQLite's one write lock
+        connection.execute(update(_STANDINGS).where(false()).values(kept=False))
+
+
+def next_moment(connection: Connection, now: ColumnElement[float]) -> float:
+    """Return the database's time, later than any verdict: they have one order for everybody."""
+    latest = connection.scalar(queries.LATEST_VERDICT) or 0.0
+    clock = connection.scalar(select(now)) or 0.0
+    return max(clock, latest + _TICK_S)
 
 
 def rebuild(connection: Connection) -> None:

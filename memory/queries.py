@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Insert, Select, Table, Update, bindparam, select, update
+from sqlalchemy import ColumnElement, Insert, Select, Table, Update, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import SQLModel
 
@@ -139,6 +139,7 @@ JUDGED_OF_VARIANT = _JUDGED.where(
     _RUNS.c.machine == bindparam("machine"),
 ).order_by(_EXPERIMENTS.c.started_at, _EXPERIMENTS.c.id)
 
+LATEST_VERDICT = select(func.max(_VERDICTS.c.decided_at))
 PARENTS = select(_VARIANTS.c.id, _VARIANTS.c.parent)
 _LINE = (
     select(_VARIANTS.c.id, _VARIANTS.c.parent)

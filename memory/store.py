@@ -249,13 +249,15 @@ class Memory:
             "kl": quality.kl if quality else None,
             "top1": quality.top1 if quality else None,
             "log": judgement.log or None,
-            "decided_at": time.time(),
         }
 
         def work(connection: Connection) -> None:
             if claim is not None:
                 self.claims.guard(connection, claim)
-            is_new = connection.execute(*self._or_ignore("verdicts", row)).rowcount == 1
+            derive.lock(connection)
+            decided_at = derive.next_moment(connection, self.database.now)
+            verdict = self._or_ignore("verdicts", {**row, "decided_at": decided_at})
+            is_new = connection.execute(*verdict).rowcount == 1
             if finding is not None:
                 connection.execute(*self._or_ignore("findings", asdict(finding)))
             if is_new:

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from loops import Loop
+from loops import Fixed, Loop
 
 from slipstream.agents.offline_benchmarker import OfflineBenchmarker
 from slipstream.agents.offline_coder import OfflineCoder
 from slipstream.agents.offline_planner import OfflinePlanner
-from slipstream.agents.roles import Briefing, Proposal
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.errors import SlipstreamError
 from slipstream.evaluation.pairs import Stage
@@ -76,23 +75,6 @@ def test_nothing_is_measured_twice_in_a_run(loop: Loop) -> None:
     loop.drive(loop.start())
     assert set(loop.evaluator.measured.values()) <= {1}
     assert set(loop.evaluator.scored.values()) == {1}
-
-
-class Fixed:
-    """A user's own planner: proposes what it is told."""
-
-    name = "fixed"
-
-    def __init__(self, *changes: dict[str, str]) -> None:
-        self.changes = list(changes)
-
-    def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
-        begun = len(briefing.planned)
-        chosen = self.changes[begun : begun + count]
-        return [
-            Proposal("+".join(c), {**briefing.champion_settings, **c}, "told so", 0.1)
-            for c in chosen
-        ]
 
 
 def fixed(*changes: dict[str, str]) -> Agents:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from instant import SMOLLM2, InstantEvaluator
 
+from slipstream.agents.roles import Briefing, Proposal
 from slipstream.evaluation.bench import Bench
 from slipstream.evaluation.challenge import Challenge, parse_challenge
 from slipstream.evaluation.home import data_dir
@@ -62,3 +63,20 @@ def make_loop() -> Loop:
     memory = open_memory()
     evaluator = InstantEvaluator(VariantStore(data_dir() / "variants").read)
     return Loop(memory, evaluator, parse_challenge(CHALLENGE, source="test"), [])
+
+
+class Fixed:
+    """A user's own planner: proposes what it is told."""
+
+    name = "fixed"
+
+    def __init__(self, *changes: dict[str, str]) -> None:
+        self.changes = list(changes)
+
+    def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
+        begun = len(briefing.planned)
+        chosen = self.changes[begun : begun + count]
+        return [
+            Proposal("+".join(c), {**briefing.champion_settings, **c}, "told so", 0.1)
+            for c in chosen
+        ]

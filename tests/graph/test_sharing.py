@@ -1,0 +1,183 @@
+"""Several runs on one memory: nobody measures what another is at, nobody repeats what is known."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from instant import SMOLLM2, InstantEvaluator
+from loops import CHALLENGE, Fixed, Loop
+
+from slipstream.agents.offline_benchmarker import OfflineBenchmarker
+from slipstream.agents.offline_coder import OfflineCoder
+from slipstream.evaluation.acceptance import Cause, Verdict
+from slipstream.evaluation.bench import Bench
+from slipstream.evaluation.challenge import parse_challenge
+from slipstream.evaluation.home import data_dir
+from slipstream.evaluation.pairs import Pair, Stage
+from slipstream.graph.claiming import ClaimKeeper
+from slipstream.graph.context import Event
+from slipstream.graph.opening import Agents
+from slipstream.graph.session import new_run, resume
+from slipstream.kernels.variants import VariantStore
+from slipstream.memory import claims
+from slipstream.memory.claims import variant_key
+from slipstream.memory.store import open_memory
+
+
+class Watched(InstantEvaluator):
+    """Notes who measures which candidate at the same time as somebody else."""
+
+    busy: ClassVar[dict[str, int]] = {}
+    clashes: ClassVar[list[str]] = []
+    lock: ClassVar[threading.Lock] = threading.Lock()
+
+    @contextmanager
+    def at(self, variant: str) -> Iterator[None]:
+        with self.lock:
+            self.busy[variant] = self.busy.get(variant, 0) + 1
+            if self.busy[variant] > 1:
+                self.clashes.append(variant)
+        try:
+            time.sleep(0.001)
+            yield
+        finally:
+            with self.lock:
+                self.busy[variant] -= 1
+
+    def pairs(
+        self, variant: str, rival: str, stage: Stage, attempts: Mapping[int, int]
+    ) -> Iterator[Pair]:
+        for pair in super().pairs(variant, rival, stage, attempts):
+            with self.at(variant):
+                yield pair
+
+
+@pytest.fixture
+def shared(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("slipstream.graph.opening.read_bandwidth_gbps", lambda _: 28.0)
+    monkeypatch.setattr("slipstream.graph.claiming._ASK_AGAIN_S", 0.01)
+    return url
+
+
+def start(url: str, seed: int, events: list[Event], experiments: int = 5) -> str:
+    """Carry one run through, with a memory and an evaluator of its own."""
+    with open_memory(url) as memory:
+        challenge = parse_challenge(CHALLENGE, source="test")
+        run = new_run(challenge, memory, experiments=experiments, seed=seed).id
+        evaluator = Watched(VariantStore(data_dir() / "variants").read)
+        resume(run, memory, emit=events.append, bench=Bench(evaluator, SMOLLM2, 4))
+    return run
+
+
+def test_runs_at_the_same_time_never_measure_the_same_variant(shared: str) -> None:
+    open_memory(shared).close()
+    events: list[Event] = []
+    failures: list[BaseException] = []
+
+    def one(seed: int) -> None:
+        try:
+            start(shared, seed, events)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert Watched.clashes == []
+    with open_memory(shared) as memory:
+        measured: dict[str, list[str]] = {}
+        for experiment in memory.experiments():
+            # What was only copied from an earlier verdict has no gain of its own.
+            if experiment.hypothesis and experiment.gain is not None:
+                measured.setdefault(experiment.variant, []).append(experiment.id)
+        assert len(measured) >= 5
+        assert all(len(ids) == 1 for ids in measured.values()), measured
+        assert memory.claims.live() == []
+        claimed = [e for e in memory.experiments() if e.cause is Cause.CLAIMED]
+        assert all(e.verdict is Verdict.INCONCLUSIVE for e in claimed)
+
+
+def test_candidate_that_somebody_else_measures_is_left_to_them(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run was quicker: it has the claim when this one's coder is done."""
+    run = loop.start(experiments=1)
+    machine = loop.memory.run(run).machine
+
+    def smoke(self: InstantEvaluator, variant: str) -> None:
+        loop.memory.claims.acquire(variant_key("instant", machine, variant), "r-other")
+
+    monkeypatch.setattr(InstantEvaluator, "smoke", smoke)
+    loop.drive(run, Agents(Fixed({"weights": "int8"}), OfflineCoder(), OfflineBenchmarker()))
+    (race,) = [e for e in loop.memory.experiments(run=run) if e.hypothesis]
+    assert (race.verdict, race.cause) == (Verdict.INCONCLUSIVE, Cause.CLAIMED)
+    assert re.search(r"r-other is at it, for (60|59) s yet", race.reason)
+    assert not any(variant == race.variant for variant, _, _ in loop.evaluator.measured)
+
+
+def test_a_lost_claim_costs_the_pair_at_hand_and_nothing_else(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped past its lease in the middle of a pair: it isn't written, and measured again."""
+    monkeypatch.setattr(claims, "LEASE_S", 0.5)
+    real = InstantEvaluator.pairs
+    slept: list[float] = []
+
+    def pairs(
+        self: InstantEvaluator, variant: str, rival: str, stage: Stage, attempts: Mapping[int, int]
+    ) -> Iterator[Pair]:
+        for pair in real(self, variant, rival, stage, attempts):
+            if stage is Stage.TEST and pair.index == 2 and not slept:
+                slept.append(1.0)
+                monkeypatch.setattr(ClaimKeeper, "_renewing", False)  # as if stopped
+                time.sleep(1.0)
+                monkeypatch.setattr(ClaimKeeper, "_renewing", True)
+            yield pair
+
+    monkeypatch.setattr(InstantEvaluator, "pairs", pairs)
+    run = loop.start(experiments=1)
+    agents = Agents(Fixed({"weights": "int8"}), OfflineCoder(), OfflineBenchmarker())
+    loop.drive(run, agents)
+    (race,) = [e for e in loop.memory.experiments(run=run) if e.hypothesis]
+    assert race.verdict is Verdict.KEPT
+    assert slept
+    assert any("nothing was written" in text for text in loop.texts("benchmarker"))
+    assert loop.evaluator.measured[race.variant, Stage.TEST, 2] == 2
+    assert loop.evaluator.measured[race.variant, Stage.TEST, 1] == 1
+    indices = [p.index for p in loop.memory.evidence(race.id).counting(Stage.TEST)]
+    assert indices == list(range(8))
+
+
+def test_run_of_another_host_is_not_resumed(
+    make_loop: Callable[[], Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slipstream.evaluation.errors import SlipstreamError
+
+    loop = make_loop()
+    run = loop.start(experiments=1)
+    loop.memory.claims.acquire(f"run|{run}", "gpu-box-7-abc123")
+    with pytest.raises(SlipstreamError, match=f"run {run} is being worked on: gpu-box-7-abc123"):
+        loop.drive(run)
+
+
+def test_what_was_refuted_is_refused_with_its_evidence(loop: Loop) -> None:
+    first = loop.start(experiments=1)
+    changes: tuple[dict[str, str], ...] = ({"weights": "int4-g64"}, {"weights": "int8"})
+    loop.drive(first, Agents(Fixed(changes[0]), OfflineCoder(), OfflineBenchmarker()))
+    (race,) = [e for e in loop.memory.experiments(run=first) if e.hypothesis]
+    assert race.cause is Cause.QUALITY
+    second = loop.start(experiments=1)
+    loop.drive(second, Agents(Fixed(*changes), OfflineCoder(), OfflineBenchmarker()))
+    (other,) = [e for e in loop.memory.experiments(run=second) if e.hypothesis]
+    assert loop.memory.hypothesis(other.id).target == "weights=int8"
+    refusals = [text for text in loop.texts("planner") if text.startswith("not ")]
+    assert len(refusals) == 1
+    assert refusals[0].startswith(f"not weights=int4-g64: {race.id} was rejected (quality on")
