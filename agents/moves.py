@@ -9,11 +9,13 @@ from functools import cached_property
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Lever, Risk, refusal
 from slipstream.memory.duplicates import REOPEN_SPEEDUP
+from slipstream.memory.ledger import LedgerEntry
 
 from .roles import Briefing, Trial
 from .roofline import Prediction, predict
 
 _DRAWS = 300
+_DOUBTFUL = ("no gain", "costs quality", "fails")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,25 @@ class KnowingBriefing(Briefing):
     def refutations(self) -> Refutations:
         """What its trials speak against."""
         return _refutations(self.trials)
+
+    @cached_property
+    def known(self) -> dict[tuple[str, str], LedgerEntry]:
+        """What the ledger says of single levers, on any challenge of this family and machine."""
+        return {(entry.lever, entry.value): entry for entry in self.ledger}
+
+    def trials_of(self, move: Move) -> int:
+        """How often the levers of a move were pulled, this way or another."""
+        levers = set(move.changed)
+        return sum(entry.trials for entry in self.ledger if levers & set(entry.lever.split("+")))
+
+    def is_doubtful(self, move: Move) -> bool:
+        """Whether all that is known of a move elsewhere speaks against it."""
+        entries = [self.known.get(change) for change in move.changed.items()]
+        return any(entry is not None and entry.status in _DOUBTFUL for entry in entries)
+
+    def rank(self, move: Move) -> tuple[bool, float]:
+        """Return what to sort moves by: the best first, doubtful ones last but not never."""
+        return (self.is_doubtful(move), -move.gain)
 
 
 def single_moves(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Iterator[Move]:

@@ -74,7 +74,7 @@ class OfflinePlanner:
                 champion_settings=island.settings,
                 champion_tps=briefing.champion_tps * island.speedup,
             )
-            moves = sorted(single_moves(there, tried), key=lambda m: m.gain, reverse=True)
+            moves = sorted(single_moves(there, tried), key=there.rank)
             if moves and moves[0].gain > 0:
                 return _proposal(moves[0], parent=island.best, head_start=island.speedup)
         return None
@@ -87,17 +87,18 @@ class OfflinePlanner:
         *,
         explore: bool,
     ) -> Move | None:
-        moves = sorted(single_moves(briefing, tried), key=lambda m: m.gain, reverse=True)
+        moves = sorted(single_moves(briefing, tried), key=briefing.rank)
         promising = [move for move in moves if move.gain > 0]
         together = bundle(briefing, moves)
         if together is not None and key_of(together.settings) not in tried:
-            promising = sorted([*promising, together], key=lambda m: m.gain, reverse=True)
+            promising = sorted([*promising, together], key=briefing.rank)
         if explore or not promising:
-            known = {name for trial in briefing.trials for name in trial.changed}
-            # A lever that nobody has touched comes before a new mixture of known ones.
-            for move in moves:
-                if not known & set(move.changed):
-                    return move
+            touched = {name for trial in briefing.trials for name in trial.changed}
+            # A lever that nobody has touched here comes before a new mixture of known ones, and
+            # among those, one that was tried least elsewhere.
+            untouched = [move for move in moves if not touched & set(move.changed)]
+            if untouched:
+                return min(untouched, key=briefing.trials_of)
             sampled = self._sample(study, briefing, tried) or mixture(briefing, tried)
             return sampled or next(iter(moves), None)
         return promising[0]

@@ -27,8 +27,10 @@ _HINTS = {
     "unable to open": "check the path and its permissions",
     "not a database": "it is some other file",
     "locked": "another process holds it; try again",
-    "refused": "is the server running?",
+    "connection refused": "is the server running?",
+    "Connection refused": "is the server running?",
     "authentication failed": "check user and password",
+    "connection to server": "is the server running?",
 }
 # Signs of a connection or a moment, not of a statement: the same again may well succeed.
 _PASSING = (
@@ -36,6 +38,8 @@ _PASSING = (
     "terminating connection",
     "connection is lost",
     "the connection is closed",
+    "connection is bad",
+    "connection to server",
     "consuming input failed",
     "could not receive data",
     "starting up",

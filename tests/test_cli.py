@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one-line errors, JSON with stable fields."""
 
+import getpass
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -205,3 +207,77 @@ def test_help_is_quick_and_lists_every_command(tmp_path: Path) -> None:
     shown = cli("--help", home=tmp_path).stdout
     for command in ("run", "resume", "leaderboard", "show", "diff", "bench", "runs", "report"):
         assert command in shown
+
+
+def told(*arguments: str, memory: str, home: Path) -> Any:
+    """What a command prints as JSON."""
+    done = cli(*arguments, "--json", "--memory", memory, home=home)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_ledger_says_what_is_known_of_each_lever(tmp_path: Path, recorded: str) -> None:
+    rows = told("levers", memory=recorded, home=tmp_path)
+    found = {f"{row['lever']}={row['value']}": row for row in rows}
+    assert found["weights=int4-g32"]["status"] == "works"
+    assert found["weights=int4-g64"]["status"] == "costs quality"
+    best = found["weights=int4-g32"]
+    assert best["best_low"] < best["best_gain"] < best["best_high"]
+    assert best["evidence"] == [best["best_experiment"]]
+    assert [r["lever"] for r in told("levers", "head", memory=recorded, home=tmp_path)] != []
+    people = cli("levers", "--memory", recorded, home=tmp_path).stdout
+    assert "costs quality" in people
+    assert told("calibration", memory=recorded, home=tmp_path)[0]["agent"] == "offline-planner"
+
+
+def test_findings_are_searched(tmp_path: Path, recorded: str) -> None:
+    rows = told("findings", "int4 g64", memory=recorded, home=tmp_path)
+    assert {row["value"] for row in rows} == {"int4-g64"}
+    kept = told("findings", "--verdict", "kept", memory=recorded, home=tmp_path)
+    assert kept
+    assert all(row["verdict"] == "kept" and row["gain"] > 0 for row in kept)
+    assert told("findings", "--since", "1d", memory=recorded, home=tmp_path) is not None
+    done = cli("findings", "--since", "soon", "--memory", recorded, home=tmp_path)
+    assert_one_line_error(done, "--since 'soon': write 30m, 12h, 7d, or a date")
+
+
+def test_board_stamps_the_user(tmp_path: Path) -> None:
+    memory = f"sqlite:///{tmp_path}/m.db"
+    said = told("post", "anybody at @nobody here?", "--channel", "x", memory=memory, home=tmp_path)
+    answer = told("post", "yes", "--reply-to", said["id"], memory=memory, home=tmp_path)
+    assert said["author"] == answer["author"] == getpass.getuser()
+    board = told("board", memory=memory, home=tmp_path)
+    assert [post["id"] for post in board] == [answer["id"], said["id"]]
+    assert len(told("board", "--channel", "x", memory=memory, home=tmp_path)) == 1
+    assert len(told("board", "--thread", said["id"], memory=memory, home=tmp_path)) == 2
+    assert [p["id"] for p in told("inbox", memory=memory, home=tmp_path)] == [answer["id"]]
+    digest = told("digest", "--since", "1h", memory=memory, home=tmp_path)
+    assert (len(digest["posts"]), digest["verdicts"]) == (2, {})
+    assert told("claims", memory=memory, home=tmp_path) == []
+    done = cli("post", "", "--memory", memory, home=tmp_path)
+    assert_one_line_error(done, "a post of 0 characters")
+
+
+def test_memory_travels(tmp_path: Path, recorded: str) -> None:
+    new = f"sqlite:///{tmp_path}/new.db"
+    file = str(tmp_path / "all.jsonl")
+    rows = told("memory", "export", file, memory=recorded, home=tmp_path)["rows"]
+    joined = told("memory", "import", file, memory=new, home=tmp_path)
+    assert joined["seen"] == rows == sum(joined["rows"].values())
+    assert told("memory", "import", file, memory=new, home=tmp_path)["rows"] == {}
+    assert told("memory", "merge", recorded, memory=new, home=tmp_path)["rows"] == {}
+    same = ("levers", "--limit", "99")
+    assert told(*same, memory=new, home=tmp_path) == told(*same, memory=recorded, home=tmp_path)
+    assert told("memory", "check", memory=new, home=tmp_path) == []
+    with sqlite3.connect(tmp_path / "new.db") as connection:
+        connection.execute("UPDATE ledger SET kept = 99 WHERE value = 'int4-g64'")
+    done = cli("memory", "check", "--memory", new, home=tmp_path)
+    assert done.returncode == 1
+    assert "ledger weights/int4-g64" in done.stdout
+    assert cli("memory", "check", "--repair", "--memory", new, home=tmp_path).returncode == 0
+    gone = told("memory", "prune", "--keep", "champions", memory=new, home=tmp_path)
+    assert (gone["trees"], gone["logs"]) == ([], [])
+    done = cli("memory", "prune", "--keep", "some", "--memory", new, home=tmp_path)
+    assert_one_line_error(done, "--keep some: one of all, kept, champions")
+    done = cli("memory", "import", str(tmp_path / "none"), "--memory", new, home=tmp_path)
+    assert_one_line_error(done, "No such file")

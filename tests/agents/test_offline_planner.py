@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from slipstream.agents.moves import REOPEN_SPEEDUP
 from slipstream.agents.offline_planner import EXPLORE_EVERY, OfflinePlanner
-from slipstream.agents.roles import Briefing, Proposal, Trial
+from slipstream.agents.roles import Briefing, Island, Proposal, Trial
 from slipstream.agents.roofline import predict
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.kernels.census import ModelShape
 from slipstream.kernels.levers import SEED_SETTINGS, Machine, refusal
+from slipstream.memory.duplicates import REOPEN_SPEEDUP
+from slipstream.memory.ledger import Correction, LedgerEntry
 
 SMOLLM2 = ModelShape(576, 1536, 30, 9, 3, 64, 49152)
 LAPTOP = Machine("cpu", 2, has_compiler=True)
@@ -126,3 +127,78 @@ def test_optuna_heeds_the_constraint() -> None:
 
     asked = [study.ask(_distributions()).params["head"] for _ in range(30)]
     assert asked.count("int8") < 8
+
+
+def entry(lever: str, value: str, **outcomes: int) -> LedgerEntry:
+    counts = dict.fromkeys(("kept", "no_gain", "quality", "failed", "undecided"), 0) | outcomes
+    return LedgerEntry(
+        lever=lever,
+        value=value,
+        family="llama",
+        machine="m",
+        best=None,
+        best_experiment=None,
+        refuted_tps=None,
+        mechanism="",
+        reopen="",
+        evidence=(),
+        last_seen=1.0,
+        **counts,
+    )
+
+
+def test_predictions_are_corrected_by_experience() -> None:
+    assert first(FRESH).lever == "weights"
+    # Twenty times half of it came; of the bundle, all of it.
+    disappointing = Correction("offline-planner", "weights", 20, 20 * 0.4, 20 * 0.02)
+    told = replace(FRESH, corrections={"weights": disappointing})
+    proposals = OfflinePlanner().plan(told, 2)
+    assert all(proposal.lever != "weights" for proposal in proposals)
+    weights = Proposal("weights", {}, "", 0.0)
+    for proposal in OfflinePlanner().plan(replace(told, planned=()), 12):
+        if proposal.lever == "weights":
+            weights = proposal
+            break
+    assert weights.prior_gain is not None
+    expected = (1 + weights.prior_gain) ** disappointing.factor - 1
+    assert weights.predicted_gain == pytest.approx(expected)
+    assert weights.predicted_gain < weights.prior_gain
+
+
+def test_what_the_ledger_speaks_against_comes_last_but_comes() -> None:
+    assert changed(first(FRESH), FRESH) == {"weights": "int4-g64"}
+    told = replace(FRESH, ledger=(entry("weights", "int4-g64", quality=2),))
+    proposals = OfflinePlanner().plan(told, 30)
+    order = [changed(proposal, told) for proposal in proposals]
+    assert order[0] == {"weights": "int4-g32"}  # 128 divides no 576
+    assert {"weights": "int4-g64"} in order
+    contested = replace(FRESH, ledger=(entry("weights", "int4-g64", quality=2, kept=1),))
+    assert changed(first(contested), contested) == {"weights": "int4-g64"}
+
+
+def test_exploration_takes_the_lever_that_was_tried_least_elsewhere() -> None:
+    levers = [name for name in SEED_SETTINGS if name != "norm"]
+    known = tuple(entry(name, "x", no_gain=3) for name in levers)
+    told = replace(FRESH, ledger=known, planned=({},) * (EXPLORE_EVERY - 1))
+    assert first(told).lever == "norm"
+
+
+def test_what_others_measure_now_is_not_proposed() -> None:
+    begun = {**SEED_SETTINGS, "weights": "int4-g64"}
+    assert changed(first(replace(FRESH, claimed=(begun,))), FRESH) != {"weights": "int4-g64"}
+
+
+def test_now_and_then_it_goes_on_from_the_least_tried_island() -> None:
+    there = {**SEED_SETTINGS, "fuse": "qkv", "cache": "static"}
+    crowded = Island("aaa", {**SEED_SETTINGS, "norm": "layer-norm"}, 0.9, 40)
+    lonely = Island("bbb", there, 0.8, 2)
+    told = replace(FRESH, islands=(crowded, lonely), planned=({},) * (2 * EXPLORE_EVERY - 1))
+    proposal = first(told)
+    assert proposal.parent == "bbb"
+    assert proposal.settings["cache"] == "static"
+    new = {k: v for k, v in proposal.settings.items() if there[k] != v}
+    assert proposal.lever == "+".join(new)
+    # The race is against the champion: the island's arrears are part of the prediction.
+    assert proposal.prior_gain is not None
+    assert 1 + proposal.predicted_gain < 1 / 0.8
+    assert first(replace(told, islands=())).parent is None

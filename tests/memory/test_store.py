@@ -1,7 +1,6 @@
 """Memory keeps what it acknowledged, once, and hands out values that outlive it."""
 
 import dataclasses
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -238,21 +237,3 @@ def test_opening_again_is_quick(tmp_path: Path) -> None:
     begun = time.perf_counter()
     open_memory(url).close()
     assert time.perf_counter() - begun < 0.5  # migrating takes longer: alembic isn't even imported
-
-
-def test_memory_of_the_first_revision_is_migrated_with_its_data(tmp_path: Path) -> None:
-    copy = tmp_path / "old.db"
-    shutil.copy(Path(__file__).parent / "data" / "revision-0001.db", copy)
-    with sqlite3.connect(copy) as old:
-        assert old.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
-        counts = dict(
-            old.execute("SELECT experiment, count(*) FROM measurements GROUP BY 1").fetchall()
-        )
-        (prompt,) = old.execute("SELECT prompt FROM measurements ORDER BY id LIMIT 1").fetchone()
-    with open_memory(f"sqlite:///{copy}") as memory:
-        for experiment, count in counts.items():
-            assert len(memory.evidence(experiment).pairs) == count
-        pairs = [p for e in memory.experiments() for p in memory.evidence(e.id).pairs]
-        assert (prompt,) in {pair.prompts for pair in pairs}
-        assert all(pair.void == "" and pair.tokens == () for pair in pairs)
-        assert memory.runs()[0].calibrations == 0
