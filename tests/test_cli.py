@@ -230,6 +230,15 @@ def test_ledger_says_what_is_known_of_each_lever(tmp_path: Path, recorded: str) 
     assert told("calibration", memory=recorded, home=tmp_path)[0]["agent"] == "offline-planner"
 
 
+def test_pulse_has_figures(tmp_path: Path, recorded: str) -> None:
+    found = told("pulse", memory=recorded, home=tmp_path)
+    assert set(found) == {"stagnation", "monoculture", "lineages"}
+    assert found["stagnation"] >= 0
+    assert (
+        "variants since the latest gain" in cli("pulse", "--memory", recorded, home=tmp_path).stdout
+    )
+
+
 def test_findings_are_searched(tmp_path: Path, recorded: str) -> None:
     rows = told("findings", "int4 g64", memory=recorded, home=tmp_path)
     assert {row["value"] for row in rows} == {"int4-g64"}

@@ -131,6 +131,26 @@ def leaderboard(
 
 
 @app.command()
+def pulse(
+    challenge: ChallengeName = DEFAULT_CHALLENGE,
+    memory: MemoryUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show whether the search is alive: stagnation, lineages, monoculture."""
+    from slipstream.evaluation.challenge import load_challenge
+    from slipstream.evaluation.hardware import detect_hardware
+    from slipstream.memory.leaderboard import pulse as pulse_of
+    from slipstream.memory.store import open_memory
+
+    with open_memory(memory) as store:
+        found = pulse_of(store, load_challenge(challenge).name, detect_hardware().id)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print_pulse(found)
+
+
+@app.command()
 def show(item: str, memory: MemoryUrl = None, as_json: AsJson = False) -> None:
     """Show a variant, an experiment or a run: figures, verdict, change, raw pairs."""
     from slipstream.memory.details import look_up
@@ -138,6 +158,8 @@ def show(item: str, memory: MemoryUrl = None, as_json: AsJson = False) -> None:
 
     with open_memory(memory) as store:
         details = look_up(store, item)
+    if details.get("log"):
+        details["log"] = _log(details["log"])
     if details.get("parent"):
         details |= _change(details["parent"], details["id"])
     if as_json:
@@ -311,6 +333,17 @@ def _change(parent: str, variant: str) -> dict[str, Any]:
         return {}
     warnings = [asdict(found) for found in inspect_change(before.files, after.files)]
     return {"warnings": warnings, "diff": difference(before, after)}
+
+
+def _log(name: str) -> str:
+    """Return what a failed engine printed last, if it is kept here."""
+    from slipstream.evaluation.home import data_dir
+    from slipstream.memory.logs import LogStore
+
+    try:
+        return LogStore(data_dir() / "logs").read(name)
+    except SlipstreamError:  # recorded by somebody else
+        return name
 
 
 def _is_long(value: object) -> bool:

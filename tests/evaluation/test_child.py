@@ -81,6 +81,14 @@ def test_crashes_are_failures_with_their_reason(new: str, message: str, tmp_path
         engine.generate([1], 5)
 
 
+def test_failure_carries_the_log(tmp_path: Path) -> None:
+    code = "import os; os.write(2, b'first\\nsecond\\n'); os._exit(3)"
+    with start(write_engine(tmp_path / "t", (GENERATE, code))) as engine:
+        with pytest.raises(EngineFailedError) as caught:
+            engine.generate([1], 5)
+        assert caught.value.log == "first\nsecond"
+
+
 def test_engine_that_does_not_load_is_a_failure(tmp_path: Path) -> None:
     tree = write_engine(tmp_path / "t", ("return Engine()", "raise ValueError('no such lever')"))
     with pytest.raises(EngineFailedError, match="no such lever"):
