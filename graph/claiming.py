@@ -4,16 +4,16 @@ A thread renews them three times a lease. A process that is stopped or cut off s
 what it writes afterwards is refused; it measures that again once it has the claim anew.
 """
 
-import hashlib
+import secrets
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.home import data_dir, make_dir
 from slipstream.memory import claims
 from slipstream.memory.claims import Claim, Claims, Holding, StaleClaimError
 
@@ -120,4 +120,10 @@ class ClaimKeeper:
 
 def this_host() -> str:
     """Return a name for this machine that another one of the same name doesn't share."""
-    return f"{socket.gethostname()}-{hashlib.sha256(str(uuid.getnode()).encode()).hexdigest()[:6]}"
+    path = make_dir(data_dir()) / "host"
+    try:
+        with path.open("x") as file:
+            file.write(secrets.token_hex(3))
+    except FileExistsError:
+        pass
+    return f"{socket.gethostname()}-{path.read_text()}"
