@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, select, update
+from sqlalchemy import ColumnElement, Connection, Table, select, update
 
 from slipstream.evaluation.errors import SlipstreamError
 
@@ -101,12 +101,7 @@ class Claims:
         now = self._database.now
         alive = (
             update(_CLAIMS)
-            .where(
-                _CLAIMS.c.key == claim.key,
-                _CLAIMS.c.holder == claim.holder,
-                _CLAIMS.c.fence == claim.fence,
-                _CLAIMS.c.expires_at > now,
-            )
+            .where(*_is(claim), _CLAIMS.c.expires_at > now)
             .values(expires_at=now + claim.lease_s)
         )
         if connection.execute(alive).rowcount == 0:
@@ -117,15 +112,8 @@ class Claims:
 
     def release(self, claim: Claim) -> None:
         """Give a claim back; one that was lost already stays with its new holder."""
-        ended = (
-            update(_CLAIMS)
-            .where(
-                _CLAIMS.c.key == claim.key,
-                _CLAIMS.c.holder == claim.holder,
-                _CLAIMS.c.fence == claim.fence,
-            )
-            .values(expires_at=0.0)  # the row stays: its fence must go on counting
-        )
+        # The row stays: its fence must go on counting.
+        ended = update(_CLAIMS).where(*_is(claim)).values(expires_at=0.0)
         self._database.write(lambda connection: connection.execute(ended))
 
     def live(self, beginning: str = "") -> list[Holding]:
@@ -145,6 +133,11 @@ class Claims:
 def variant_key(challenge: str, machine: str, variant: str) -> str:
     """Return the key of measuring a variant on a challenge and kind of machine."""
     return f"measure|{challenge}|{machine}|{variant}"
+
+
+def _is(claim: Claim) -> tuple[ColumnElement[bool], ...]:
+    same = _CLAIMS.c.key == claim.key, _CLAIMS.c.holder == claim.holder
+    return (*same, _CLAIMS.c.fence == claim.fence)
 
 
 def _holding(row: Mapping[Any, Any]) -> Holding:

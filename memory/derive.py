@@ -15,13 +15,21 @@ from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.statistics import Estimate
 
 from . import queries
+from .folding import (
+    CALIBRATION_KEY,
+    LEDGER_KEY,
+    fold_calibration,
+    fold_ledger,
+    is_measured,
+    num_trials,
+    was_tried,
+)
 from .queries import TABLES
 
 _Row = Mapping[Any, Any]
 _STANDINGS, _LEDGER = TABLES["standings"], TABLES["ledger"]
 _CALIBRATION = TABLES["calibration"]
 DERIVED = (_STANDINGS, _LEDGER, _CALIBRATION)
-_MAX_EVIDENCE = 10
 _LOCK = 7358128
 _TICK_S = 1e-4
 _BATCH = 500
@@ -32,7 +40,7 @@ def add(connection: Connection, experiment: str) -> None:
     """Take one new verdict into account, within the transaction that writes it."""
     judged = connection.execute(queries.JUDGED, {"experiment": experiment}).mappings().one()
     trials = 0
-    if _was_tried(judged):
+    if was_tried(judged):
         trials = _add_to_ledger(connection, judged)
         _add_to_calibration(connection, judged)
     _refresh_standing(connection, judged, trials)
@@ -73,12 +81,12 @@ def derive(connection: Connection) -> dict[str, list[dict[str, Any]]]:
     lineages = _lineages(connection.execute(queries.PARENTS).mappings())
     for judged in connection.execute(queries.ALL_JUDGED).mappings():
         trials = 0
-        if _was_tried(judged):
-            key = tuple(judged[name] for name in _LEDGER_KEY)
-            trials = _trials(ledger.get(key))
+        if was_tried(judged):
+            key = tuple(judged[name] for name in LEDGER_KEY)
+            trials = num_trials(ledger.get(key))
             ledger[key] = fold_ledger(ledger.get(key), judged)
-            if _is_measured(judged):
-                key = tuple(judged[name] for name in _CALIBRATION_KEY)
+            if is_measured(judged):
+                key = tuple(judged[name] for name in CALIBRATION_KEY)
                 calibration[key] = fold_calibration(calibration.get(key), judged)
         place = judged["challenge"], judged["machine"]
         races.setdefault(place, {}).setdefault(judged["variant"], []).append(judged)
@@ -99,123 +107,20 @@ def derive(connection: Connection) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-# The ledger
-
-_LEDGER_KEY = ("lever", "value", "family", "machine")
-_CLASSES = {
-    Cause.GAIN: "kept",
-    Cause.START: "kept",
-    Cause.NO_GAIN: "no_gain",
-    Cause.QUALITY: "quality",
-    Cause.CONTRADICTION: "quality",
-    Cause.ENGINE: "failed",
-    Cause.POWER: "undecided",
-    Cause.BUDGET: "undecided",
-}
-_COUNTS = ("kept", "no_gain", "quality", "failed", "undecided")
-
-
-def fold_ledger(entry: _Row | None, judged: _Row) -> dict[str, Any]:
-    """Return a ledger entry with one more judged experiment in it; their order doesn't matter."""
-    folded: dict[str, Any] = {name: judged[name] for name in _LEDGER_KEY}
-    folded |= {name: entry[name] if entry else 0 for name in _COUNTS}
-    outcome = _CLASSES[Cause(judged["cause"])]
-    folded[outcome] += 1
-    now, best = _effect(judged, kept=outcome == "kept"), _best_effect(entry)
-    better = max(best, now, key=lambda e: (e["best_gain"] is not None, e["best_kept"], _gain(e)))
-    folded |= better
-    refuted = entry["refuted_tps"] if entry else None
-    if outcome == "no_gain" and judged["tps"] and judged["gain"] is not None:
-        refuted = max(refuted or 0.0, judged["tps"] / math.exp(judged["gain"]))
-    newer = entry is None or _when(judged) >= (entry["last_seen"], entry["last_experiment"])
-    told = judged if newer or entry is None else entry
-    evidence = [*(entry["evidence"] if entry else ()), judged["id"]]
-    return folded | {
-        "refuted_tps": refuted,
-        "mechanism": told["mechanism"] or "",
-        "reopen": told["reopen"] or "",
-        "evidence": sorted(evidence)[-_MAX_EVIDENCE:],
-        "last_experiment": judged["id"] if newer or entry is None else entry["last_experiment"],
-        "last_seen": judged["decided_at"] if newer or entry is None else entry["last_seen"],
-    }
-
-
-def _was_tried(judged: _Row) -> bool:
-    """Whether a lever was pulled: not at a start, nor where somebody else was at it already."""
-    return judged["lever"] is not None and judged["cause"] != Cause.CLAIMED
-
-
-def _effect(judged: _Row, *, kept: bool) -> dict[str, Any]:
-    measured = _is_measured(judged)
-    return {
-        "best_kept": kept,
-        "best_gain": judged["gain"] if measured else None,
-        "best_stderr": judged["gain_stderr"] if measured else None,
-        "best_pairs": (judged["num_pairs"] or 0) if measured else 0,
-        "best_experiment": judged["id"] if measured else None,
-    }
-
-
-def _best_effect(entry: _Row | None) -> dict[str, Any]:
-    nothing = {"best_kept": False, "best_gain": None, "best_stderr": None, "best_pairs": 0}
-    nothing |= {"best_experiment": None}
-    return nothing if entry is None else {name: entry[name] for name in nothing}
-
-
-def _gain(effect: _Row) -> float:
-    gain: float | None = effect["best_gain"]
-    return -math.inf if gain is None else gain
-
-
-def _when(judged: _Row) -> tuple[float, str]:
-    return judged["decided_at"], judged["id"]
-
-
-def _trials(entry: _Row | None) -> int:
-    return sum(entry[name] for name in _COUNTS) if entry else 0
-
-
 def _add_to_ledger(connection: Connection, judged: _Row) -> int:
     """Fold one experiment in; return how many trials there were before."""
-    key = {name: judged[name] for name in _LEDGER_KEY}
+    key = {name: judged[name] for name in LEDGER_KEY}
     entry = connection.execute(queries.LEDGER_ENTRY, key).mappings().one_or_none()
     _upsert(connection, "ledger", fold_ledger(entry, judged))
-    return _trials(entry)
-
-
-# Calibration
-
-_CALIBRATION_KEY = ("agent", "lever", "family", "machine")
-
-
-def fold_calibration(entry: _Row | None, judged: _Row) -> dict[str, Any]:
-    """Return a calibration entry with one more measured prediction in it."""
-    prior = judged["prior_gain"]
-    predicted, measured = math.log1p(judged["predicted_gain"]), judged["gain"]
-    before = entry or {"count": 0, "predicted": 0.0, "measured": 0.0, "squared_error": 0.0}
-    return {name: judged[name] for name in _CALIBRATION_KEY} | {
-        "count": before["count"] + 1,
-        "predicted": before["predicted"] + (predicted if prior is None else math.log1p(prior)),
-        "measured": before["measured"] + measured,
-        "squared_error": before["squared_error"] + (measured - predicted) ** 2,
-    }
-
-
-def _is_measured(judged: _Row) -> bool:
-    """Whether a verdict rests on a measured gain that says something about the lever."""
-    told = Cause(judged["cause"]) in (Cause.GAIN, Cause.NO_GAIN, Cause.POWER)
-    return told and judged["gain"] is not None
+    return num_trials(entry)
 
 
 def _add_to_calibration(connection: Connection, judged: _Row) -> None:
-    if not _is_measured(judged):
+    if not is_measured(judged):
         return
-    key = {name: judged[name] for name in _CALIBRATION_KEY}
+    key = {name: judged[name] for name in CALIBRATION_KEY}
     entry = connection.execute(queries.CALIBRATION_ENTRY, key).mappings().one_or_none()
     _upsert(connection, "calibration", fold_calibration(entry, judged))
-
-
-# Standings
 
 
 def chain_speedups(races: Mapping[str, Sequence[_Row]], baseline: str) -> dict[str, Estimate]:

@@ -154,4 +154,4 @@ def _entry(row: Mapping[Any, Any]) -> LedgerEntry:
         stderr = math.inf if row["best_stderr"] is None else row["best_stderr"]
         best = Estimate(row["best_gain"], stderr, row["best_pairs"])
     same = {name: row[name] for name in _AS_THEY_ARE}
-    return LedgerEntry(**same, best=best, evidence=tuple(row["evidence"]))
+    return LedgerEntry(**same, best=best, evidence=tuple(name for _, name in row["evidence"]))

@@ -259,7 +259,7 @@ class LedgerRow(SQLModel, table=True):
     refuted_tps: float | None
     mechanism: str
     reopen: str
-    evidence: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    evidence: list[tuple[float, str]] = Field(sa_column=Column(JSON, nullable=False))
     last_experiment: str
     last_seen: float = Field(index=True)
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from slipstream.evaluation.errors import SlipstreamError
 
-from . import knowledge
+from . import keeping, knowledge, talk
 from .display import (
     out,
     print_event,
@@ -42,6 +42,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 model_app = typer.Typer(no_args_is_help=True, help="Models by URI.")
 app.add_typer(model_app, name="model")
 app.add_typer(knowledge.app)
+app.add_typer(talk.app)
+app.add_typer(keeping.app, name="memory")
 DEFAULT_CHALLENGE = "smollm2-cpu"
 
 

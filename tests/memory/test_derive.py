@@ -71,6 +71,19 @@ def test_a_later_finding_contests_an_earlier_one_and_both_stay(memory: Memory) -
     assert len(memory.findings()) == 2
 
 
+def test_verdict_that_was_copied_is_no_new_trial(memory: Memory) -> None:
+    teller = Teller(memory)
+    teller.tell("a", Verdict.KEPT, 0.2)
+    teller.tell("a", Verdict.KEPT, None)  # the same tree again: judged without measuring
+    assert entry(memory, "int8").trials == 1
+
+
+def test_evidence_is_the_latest(memory: Memory) -> None:
+    teller = Teller(memory)
+    told = [teller.tell(f"v{number}", Verdict.KEPT, 0.1) for number in range(12)]
+    assert entry(memory, "int8").evidence == tuple(told[-10:])
+
+
 def test_other_families_and_machines_have_ledgers_of_their_own(memory: Memory) -> None:
     Teller(memory).tell("a", Verdict.KEPT, 0.2)
     Teller(memory, make_run("r2", family="gemma3_text")).tell("a", Verdict.REJECTED, -0.2)
@@ -148,7 +161,8 @@ def test_what_is_added_bit_by_bit_is_what_is_derived_at_once(
         teller = rng.choice(tellers)
         variant = f"v{number}" if rng.random() < 0.6 else rng.choice(known)
         verdict = rng.choice(list(Verdict))
-        gain = None if verdict in (Verdict.FAILED, Verdict.INVALID) else rng.uniform(-0.3, 0.5)
+        measured = verdict not in (Verdict.FAILED, Verdict.INVALID) and rng.random() < 0.9
+        gain = rng.uniform(-0.3, 0.5) if measured else None
         values = ["int8", "int4", f"x{number}"]
         teller.tell(
             variant, verdict, gain, rival=rng.choice(known), value=rng.choice(values),
