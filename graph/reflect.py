@@ -1,4 +1,4 @@
-"""reflect: predicted against measured, and whether there is budget for another round."""
+"""reflect: predicted against measured, gains to the board, and is there budget for more."""
 
 import math
 from typing import Literal
@@ -6,7 +6,8 @@ from typing import Literal
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from slipstream.evaluation.acceptance import Cause
+from slipstream.evaluation.acceptance import Cause, Verdict
+from slipstream.memory.board import MAX_TEXT, Board
 
 from .context import LoopContext
 from .measuring import reserve_s
@@ -18,8 +19,12 @@ def reflect(
 ) -> Command[Literal["survey", "verify"]]:
     """Say how wrong the prediction was; go on, or verify the champion and end."""
     context = runtime.context
+    board = Board(context.memory.database, context.run)
     for name in state.hypotheses:
         hypothesis, judgement = context.memory.hypothesis(name), state.judgements[name]
+        if judgement.verdict is Verdict.KEPT and judgement.gain is not None:
+            text = f"{hypothesis.target or hypothesis.lever}: {judgement.reason}"
+            board.post(text[:MAX_TEXT], channel="gains", occasion=name)
         if judgement.gain is not None and judgement.cause in (Cause.GAIN, Cause.NO_GAIN):
             measured = judgement.gain.ratio - 1
             context.say(

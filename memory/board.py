@@ -5,6 +5,7 @@ be somebody else. Posts are short, have a channel by topic, and may reply to ano
 with an @ before it puts the post into that name's inbox.
 """
 
+import hashlib
 import re
 import secrets
 from dataclasses import dataclass
@@ -59,13 +60,21 @@ class Board:
             raise SlipstreamError(f"author {author!r}: letters, digits and . _ : - only, up to 64")
         self._database, self.author = database, author
 
-    def post(self, text: str, *, channel: str = "general", reply_to: str | None = None) -> Post:
+    def post(
+        self,
+        text: str,
+        *,
+        channel: str = "general",
+        reply_to: str | None = None,
+        occasion: str = "",
+    ) -> Post:
         """Say something.
 
         Args:
             text: at most `MAX_TEXT` characters; control characters are left out.
             channel: a topic, in lower case with hyphens.
             reply_to: the id of another post.
+            occasion: what it is about; one author's second post on it is the first one again.
 
         Raises:
             SlipstreamError: empty or too long, no possible channel, no such post to reply to.
@@ -78,7 +87,8 @@ class Board:
         if not _CHANNEL.fullmatch(channel):
             raise SlipstreamError(f"channel {channel!r}: lower-case letters, digits and - only")
         mentions = tuple(dict.fromkeys(m.rstrip(".:-") for m in _MENTION.findall(said)))
-        key = f"p{secrets.token_hex(6)}"
+        about = f"{self.author}|{occasion}" if occasion else secrets.token_hex(16)
+        key = f"p{hashlib.sha256(about.encode()).hexdigest()[:12]}"
 
         def work(connection: Connection) -> float:
             if reply_to is not None and connection.scalar(_exists(reply_to)) is None:

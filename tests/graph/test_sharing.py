@@ -25,6 +25,7 @@ from slipstream.graph.opening import Agents
 from slipstream.graph.session import new_run, resume
 from slipstream.kernels.variants import VariantStore
 from slipstream.memory import claims
+from slipstream.memory.board import Board
 from slipstream.memory.claims import variant_key
 from slipstream.memory.store import open_memory
 
@@ -166,6 +167,14 @@ def test_run_of_another_host_is_not_resumed(
     loop.memory.claims.acquire(f"run|{run}", "gpu-box-7-abc123")
     with pytest.raises(SlipstreamError, match=f"run {run} is being worked on: gpu-box-7-abc123"):
         loop.drive(run)
+
+
+def test_gains_are_told_on_the_board(loop: Loop) -> None:
+    run = loop.start(experiments=1)
+    loop.drive(run, Agents(Fixed({"weights": "int8"}), OfflineCoder(), OfflineBenchmarker()))
+    (said,) = Board(loop.memory.database, "reader").posts(channel="gains")
+    assert said.author == run
+    assert said.text.startswith("weights=int8: +")
 
 
 def test_what_was_refuted_is_refused_with_its_evidence(loop: Loop) -> None:

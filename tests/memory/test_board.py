@@ -42,6 +42,14 @@ def test_inbox_has_mentions_and_replies(memory: Memory) -> None:
     assert ada.inbox(since=answer.posted_at) == [ping]
 
 
+def test_one_occasion_is_one_post(memory: Memory) -> None:
+    ada, bob = Board(memory.database, "ada"), Board(memory.database, "bob")
+    first = ada.post("int8 pays", channel="gains", occasion="r1-001")
+    assert ada.post("int8 pays", channel="gains", occasion="r1-001").id == first.id
+    bob.post("int8 pays", channel="gains", occasion="r1-001")
+    assert [p.author for p in ada.posts()] == ["bob", "ada"]
+
+
 @pytest.mark.parametrize(
     ("text", "channel", "message"),
     [
