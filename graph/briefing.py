@@ -8,15 +8,20 @@ from slipstream.evaluation.gates import GATES
 from slipstream.evaluation.statistics import Estimate
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.memory.claims import names
-from slipstream.memory.leaderboard import pulse, speedups
+from slipstream.memory.leaderboard import TOP, pulse, speedups
 from slipstream.memory.ledger import corrections, ledger
 from slipstream.memory.records import Hypothesis
 
 from .context import LoopContext
 
+_STAGNANT = 10
+
 
 def brief(context: LoopContext, champion: str, planned: Sequence[Hypothesis]) -> Briefing:
-    """Return the planner's briefing on the champion and on every trial of the same engine."""
+    """Return the planner's briefing on the champion and on every trial of the same engine.
+
+    Says so if the search stagnates, or has become a monoculture.
+    """
     memory = context.memory
     experiments = memory.experiments_on(context.challenge.name, context.machine_id)
     variants = {variant.id: variant for variant in memory.variants()}
@@ -74,6 +79,10 @@ def _islands(
     if champion not in known:
         return
     found = pulse(context.memory, context.challenge.name, context.machine_id)
+    if found.monoculture:
+        context.say("survey", f"monoculture: the top {TOP} all descend from {found.monoculture}")
+    if found.stagnation >= _STAGNANT:
+        context.say("survey", f"stagnation: {found.stagnation} variants since the latest gain")
     for lineage in found.lineages:
         best = context.memory.variant(lineage.best)
         if lineage.kept and best.id in known and best.id != champion and best.engine == engine:

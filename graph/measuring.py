@@ -118,6 +118,7 @@ def measure_pairs(
                     context.say("benchmarker", f"{done}/{count}: {figures}", fleeting=True)
                     context.check_stop()
                     check_time()
+                return
             except EngineError:
                 attempts -= 1
                 context.evaluator.release(experiment.variant)

@@ -10,7 +10,6 @@ from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.prompts import Split
 from slipstream.kernels.census import bytes_per_token
-from slipstream.memory.leaderboard import TOP, pulse
 from slipstream.memory.leaderboard import champion as recorded_champion
 from slipstream.memory.records import Experiment
 
@@ -18,8 +17,6 @@ from .calibrating import calibrate
 from .context import LoopContext
 from .measuring import measure_pairs, measure_scores
 from .state import LoopState
-
-_STAGNANT = 10
 
 
 def survey(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
@@ -42,11 +39,6 @@ def survey(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
         f"champion {champion} reads {read_bytes / 1e6:.0f} MB a token; at "
         f"{context.bandwidth_gbps:.0f} GB/s the ceiling is {ceiling:.0f} tokens/s",
     )
-    found = pulse(context.memory, context.challenge.name, context.machine_id)
-    if found.monoculture:
-        context.say("survey", f"monoculture: the top {TOP} all descend from {found.monoculture}")
-    if found.stagnation >= _STAGNANT:
-        context.say("survey", f"stagnation: {found.stagnation} variants since the latest gain")
     return {"champion": champion}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, select, update
+from sqlalchemy import Connection, Float, Table, bindparam, select, update
 
 from slipstream.evaluation.errors import SlipstreamError
 
@@ -17,6 +17,7 @@ from .database import Database
 from .queries import TABLES, insert_into
 
 LEASE_S = 60.0
+_IDENTITY = ("key", "holder", "fence")
 _CLAIMS: Table = TABLES["claims"]
 
 
@@ -49,6 +50,42 @@ class Claims:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # Built once: each measured pair is written under a claim.
+        now, lease_s = database.now, bindparam("lease_s", type_=Float)
+        is_mine = [_CLAIMS.c[name] == bindparam(f"my_{name}") for name in _IDENTITY]
+        self._take = (
+            insert_into(_CLAIMS, database.dialect)
+            .values(
+                key=bindparam("my_key"),
+                holder=bindparam("my_holder"),
+                fence=1,
+                acquired_at=now,
+                expires_at=now + lease_s,
+            )
+            .on_conflict_do_update(
+                index_elements=["key"],
+                set_={
+                    "holder": bindparam("my_holder"),
+                    "fence": _CLAIMS.c.fence + 1,
+                    "acquired_at": now,
+                    "expires_at": now + lease_s,
+                },
+                where=(_CLAIMS.c.expires_at <= now) | (_CLAIMS.c.holder == bindparam("my_holder")),
+            )
+            .returning(_CLAIMS.c.fence)
+        )
+        self._renew = (
+            update(_CLAIMS)
+            .where(*is_mine, _CLAIMS.c.expires_at > now)
+            .values(expires_at=now + lease_s)
+        )
+        # The row stays: its fence must go on counting.
+        self._end = update(_CLAIMS).where(*is_mine).values(expires_at=0.0)
+        left_s = (_CLAIMS.c.expires_at - now).label("left_s")
+        held = select(_CLAIMS.c.key, _CLAIMS.c.holder, _CLAIMS.c.fence, left_s)
+        self._held_by = held.where(_CLAIMS.c.key == bindparam("my_key"))
+        beginning = _CLAIMS.c.key.startswith(bindparam("beginning"), autoescape=False)
+        self._live = held.where(_CLAIMS.c.expires_at > now, beginning)
 
     def acquire(self, key: str, holder: str, lease_s: float = LEASE_S) -> Claim | Holding:
         """Take a free key, one whose lease has run out, or one that `holder` has anyway.
@@ -56,29 +93,13 @@ class Claims:
         Returns:
             The claim, or who holds the key instead.
         """
-        now = self._database.now
-        taken = {
-            "holder": holder,
-            "fence": _CLAIMS.c.fence + 1,
-            "acquired_at": now,
-            "expires_at": now + lease_s,
-        }
-        take = (
-            insert_into(_CLAIMS, self._database.dialect)
-            .values(key=key, holder=holder, fence=1, acquired_at=now, expires_at=now + lease_s)
-            .on_conflict_do_update(
-                index_elements=["key"],
-                set_=taken,
-                where=(_CLAIMS.c.expires_at <= now) | (_CLAIMS.c.holder == holder),
-            )
-            .returning(_CLAIMS.c.fence)
-        )
+        values = {"my_key": key, "my_holder": holder, "lease_s": lease_s}
 
         def work(connection: Connection) -> Claim | Holding | None:
-            fence = connection.scalar(take)
+            fence = connection.scalar(self._take, values)
             if fence is not None:
                 return Claim(key, holder, fence, lease_s)
-            found = connection.execute(self._held(_CLAIMS.c.key == key)).mappings().one_or_none()
+            found = connection.execute(self._held_by, {"my_key": key}).mappings().one_or_none()
             return None if found is None else _holding(found)
 
         while (result := self._database.write(work)) is None:
@@ -98,13 +119,8 @@ class Claims:
 
         To be called first in a transaction that writes under the claim.
         """
-        now = self._database.now
-        alive = (
-            update(_CLAIMS)
-            .where(*_is(claim), _CLAIMS.c.expires_at > now)
-            .values(expires_at=now + claim.lease_s)
-        )
-        if connection.execute(alive).rowcount == 0:
+        values = {**_identity(claim), "lease_s": claim.lease_s}
+        if connection.execute(self._renew, values).rowcount == 0:
             raise StaleClaimError(
                 f"claim {claim.key} of {claim.holder} (fence {claim.fence}) has run out or changed "
                 "hands; nothing was written"
@@ -112,32 +128,30 @@ class Claims:
 
     def release(self, claim: Claim) -> None:
         """Give a claim back; one that was lost already stays with its new holder."""
-        # The row stays: its fence must go on counting.
-        ended = update(_CLAIMS).where(*_is(claim)).values(expires_at=0.0)
-        self._database.write(lambda connection: connection.execute(ended))
+        self._database.write(lambda connection: self.end(connection, claim))
+
+    def end(self, connection: Connection, claim: Claim) -> None:
+        """Give a claim back within a transaction."""
+        connection.execute(self._end, _identity(claim))
 
     def live(self, beginning: str = "") -> list[Holding]:
         """Return the claims that are held now, on keys that begin with `beginning`."""
-        query = self._held(
-            _CLAIMS.c.expires_at > self._database.now,
-            _CLAIMS.c.key.startswith(beginning, autoescape=True),
+        literal = beginning.replace("%", "").replace("_", r"_")
+        found = self._database.read(
+            lambda connection: (
+                connection.execute(self._live, {"beginning": literal}).mappings().all()
+            )
         )
-        found = self._database.read(lambda connection: connection.execute(query).mappings().all())
-        return [_holding(row) for row in found]
+        return [_holding(row) for row in found if row["key"].startswith(beginning)]
 
-    def _held(self, *conditions: Any) -> Any:
-        left = (_CLAIMS.c.expires_at - self._database.now).label("left_s")
-        return select(_CLAIMS.c.key, _CLAIMS.c.holder, _CLAIMS.c.fence, left).where(*conditions)
+
+def _identity(claim: Claim) -> dict[str, str | int]:
+    return {"my_key": claim.key, "my_holder": claim.holder, "my_fence": claim.fence}
 
 
 def variant_key(challenge: str, machine: str, variant: str) -> str:
     """Return the key of measuring a variant on a challenge and kind of machine."""
     return f"measure|{challenge}|{machine}|{variant}"
-
-
-def _is(claim: Claim) -> tuple[ColumnElement[bool], ...]:
-    same = _CLAIMS.c.key == claim.key, _CLAIMS.c.holder == claim.holder
-    return (*same, _CLAIMS.c.fence == claim.fence)
 
 
 def _holding(row: Mapping[Any, Any]) -> Holding:

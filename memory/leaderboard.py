@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.statistics import Estimate
@@ -135,45 +135,52 @@ class Pulse:
     lineages: tuple[Lineage, ...]
 
 
+_HERE = tuple(_STANDINGS.c[name] == bindparam(name) for name in ("challenge", "machine"))
+_BEST_FIRST = (_STANDINGS.c.kept.desc(), _STANDINGS.c.rank.desc())
+_LATEST_GAIN = select(func.max(_STANDINGS.c.decided_at)).where(
+    *_HERE, _STANDINGS.c.kept, _STANDINGS.c.cause == Cause.GAIN
+)
+_NUM_SINCE = select(func.count()).where(
+    *_HERE, _STANDINGS.c.decided_at > bindparam("since"), ~_STANDINGS.c.kept
+)
+_LEADING = (
+    select(_STANDINGS.c.lineage)
+    .where(*_HERE, _STANDINGS.c.log_speedup.is_not(None))
+    .order_by(*_BEST_FIRST)
+    .limit(TOP)
+)
+_BY_LINEAGE = (
+    select(
+        _STANDINGS.c.lineage,
+        _STANDINGS.c.variant,
+        _STANDINGS.c.kept,
+        _STANDINGS.c.log_speedup,
+        func.count().over(partition_by=_STANDINGS.c.lineage).label("trials"),
+        func.row_number()
+        .over(partition_by=_STANDINGS.c.lineage, order_by=_BEST_FIRST)
+        .label("place"),
+    )
+    .where(*_HERE)
+    .subquery()
+)
+_LINEAGES = select(_BY_LINEAGE).where(_BY_LINEAGE.c.place == 1)
+
+
 def pulse(memory: Memory, challenge: str, machine: str) -> Pulse:
     """Look at how the search goes: stagnation, monoculture, lineages."""
-    here = (_STANDINGS.c.challenge == challenge, _STANDINGS.c.machine == machine)
-    gains = select(func.max(_STANDINGS.c.decided_at)).where(
-        *here, _STANDINGS.c.kept, _STANDINGS.c.cause == Cause.GAIN
-    )
-    since = memory.database.read(lambda c: c.scalar(gains)) or 0.0
-    later = select(func.count()).where(*here, _STANDINGS.c.decided_at > since, ~_STANDINGS.c.kept)
-    best_of_each = (
-        select(
-            _STANDINGS.c.lineage,
-            _STANDINGS.c.variant,
-            _STANDINGS.c.kept,
-            _STANDINGS.c.log_speedup,
-            func.count().over(partition_by=_STANDINGS.c.lineage).label("trials"),
-            func.row_number()
-            .over(
-                partition_by=_STANDINGS.c.lineage,
-                order_by=(_STANDINGS.c.kept.desc(), _STANDINGS.c.rank.desc()),
-            )
-            .label("place"),
+    here = {"challenge": challenge, "machine": machine}
+
+    def work(connection: Connection) -> Pulse:
+        since = connection.scalar(_LATEST_GAIN, here) or 0.0
+        leading = connection.scalars(_LEADING, here).all()
+        found = connection.execute(_LINEAGES, here).mappings().all()
+        return Pulse(
+            stagnation=connection.scalar(_NUM_SINCE, {**here, "since": since}) or 0,
+            monoculture=leading[0] if len(leading) == TOP and len(set(leading)) == 1 else "",
+            lineages=tuple(sorted(map(_lineage, found), key=lambda i: -(i.speedup or 0.0))),
         )
-        .where(*here)
-        .subquery()
-    )
-    lines = select(best_of_each).where(best_of_each.c.place == 1)
-    top = (
-        select(_STANDINGS.c.lineage)
-        .where(*here, _STANDINGS.c.log_speedup.is_not(None))
-        .order_by(_STANDINGS.c.kept.desc(), _STANDINGS.c.rank.desc())
-        .limit(TOP)
-    )
-    leading = memory.database.read(lambda c: c.scalars(top).all())
-    found = memory.database.read(lambda c: c.execute(lines).mappings().all())
-    return Pulse(
-        stagnation=memory.database.read(lambda c: c.scalar(later)) or 0,
-        monoculture=leading[0] if len(leading) == TOP and len(set(leading)) == 1 else "",
-        lineages=tuple(sorted(map(_lineage, found), key=lambda i: -(i.speedup or 0.0))),
-    )
+
+    return memory.database.read(work)
 
 
 def _lineage(row: Mapping[Any, Any]) -> Lineage:

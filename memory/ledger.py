@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from slipstream.evaluation.statistics import Estimate
 
@@ -29,6 +29,11 @@ _AS_THEY_ARE = (
 )
 # A prediction is trusted as if this many perfect ones had been seen already.
 _PRIOR_COUNT = 3.0
+
+
+_OF_AGENT = select(_CALIBRATION).where(
+    *(_CALIBRATION.c[name] == bindparam(name) for name in ("agent", "family", "machine"))
+)
 
 
 @dataclass(frozen=True)
@@ -116,12 +121,8 @@ def ledger(
 
 def corrections(database: Database, agent: str, family: str, machine: str) -> dict[str, Correction]:
     """Return by lever how an agent's predictions came true."""
-    query = select(_CALIBRATION).where(
-        _CALIBRATION.c.agent == agent,
-        _CALIBRATION.c.family == family,
-        _CALIBRATION.c.machine == machine,
-    )
-    rows = database.read(lambda c: c.execute(query).mappings().all())
+    values = {"agent": agent, "family": family, "machine": machine}
+    rows = database.read(lambda c: c.execute(_OF_AGENT, values).mappings().all())
     return {row["lever"]: _correction(row) for row in rows}
 
 

@@ -264,10 +264,10 @@ class Memory:
                 derive.add(connection, experiment)
             of_run = connection.scalar(queries.RUN_OF_EXPERIMENT, {"experiment": experiment})
             connection.execute(queries.ADD_RUN_TIME, {"of_run": of_run, "new_spent_s": spent_s})
+            if claim is not None:
+                self.claims.end(connection, claim)
 
         self.database.write(work)
-        if claim is not None:
-            self.claims.release(claim)
 
     def findings(self) -> list[Finding]:
         """Return everything learned, oldest first."""
