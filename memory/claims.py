@@ -136,13 +136,10 @@ class Claims:
 
     def live(self, beginning: str = "") -> list[Holding]:
         """Return the claims that are held now, on keys that begin with `beginning`."""
-        literal = beginning.replace("%", "").replace("_", r"_")
-        found = self._database.read(
-            lambda connection: (
-                connection.execute(self._live, {"beginning": literal}).mappings().all()
-            )
-        )
-        return [_holding(row) for row in found if row["key"].startswith(beginning)]
+        values = {"beginning": beginning}
+        rows = self._database.read(lambda c: c.execute(self._live, values).mappings().all())
+        # LIKE takes % and _ for more than they are, and SQLite's doesn't tell cases apart.
+        return [_holding(row) for row in rows if row["key"].startswith(beginning)]
 
 
 def _identity(claim: Claim) -> dict[str, str | int]:

@@ -29,11 +29,11 @@ from .queries import TABLES
 _Row = Mapping[Any, Any]
 _STANDINGS, _LEDGER = TABLES["standings"], TABLES["ledger"]
 _CALIBRATION = TABLES["calibration"]
-DERIVED = (_STANDINGS, _LEDGER, _CALIBRATION)
+DERIVED = (_STANDINGS, TABLES["lineages"], _LEDGER, _CALIBRATION)
 _LOCK = 7358128
 _TICK_S = 1e-4
 _BATCH = 500
-_UNRANKED = -1e9  # instead of NULL, which databases sort differently
+UNRANKED = -1e9  # instead of NULL, which databases sort differently
 
 
 def add(connection: Connection, experiment: str) -> None:
@@ -102,6 +102,7 @@ def derive(connection: Connection) -> dict[str, list[dict[str, Any]]]:
             standings[*place, variant] = row
     return {
         "standings": list(standings.values()),
+        "lineages": _lineage_rows(standings.values()),
         "ledger": list(ledger.values()),
         "calibration": list(calibration.values()),
     }
@@ -187,7 +188,7 @@ def _standing(own: Sequence[_Row], baseline: str, speedup: Estimate | None) -> d
         "log_speedup": speedup.mean if speedup else None,
         "stderr": speedup.stderr if speedup and finite else None,
         "num_pairs": speedup.num_pairs if speedup else 0,
-        "rank": speedup.mean if speedup else _UNRANKED,
+        "rank": speedup.mean if speedup else UNRANKED,
         "direct": best is not None and best["rival"] == baseline,
         "rival": best["rival"] if best else None,
         "ppl_rise": scored[-1]["ppl_rise"] if scored else None,
@@ -217,10 +218,21 @@ def _refresh_standing(connection: Connection, judged: _Row, trials: int) -> None
         else:
             row |= {"lineage": before["lineage"], "novelty": before["novelty"]}
         _upsert(connection, "standings", row)
+        _refresh_lineage(connection, place, row["lineage"], is_new=before is None)
         moved = before is None or any(before[n] != row[n] for n in ("log_speedup", "stderr"))
         if moved:
             hanging = connection.scalars(queries.HANGING_ON, {**place, "rival": variant}).all()
             waiting += [name for name in hanging if name not in done]
+
+
+def _refresh_lineage(connection: Connection, place: _Row, root: str, *, is_new: bool) -> None:
+    """Count a new variant, and see who is best now."""
+    key = {**place, "root": root}
+    before = connection.execute(queries.LINEAGE, key).mappings().one_or_none()
+    best = connection.execute(queries.BEST_OF_LINEAGE, key).mappings().one()
+    trials = (before["trials"] if before else 0) + is_new
+    row = {**key, "trials": trials, "best": best["variant"]}
+    _upsert(connection, "lineages", row | {"kept": best["kept"], "rank": best["rank"]})
 
 
 def _speedup(
@@ -246,6 +258,18 @@ def _novelty(judged: _Row, trials: int) -> float:
 def _lineage(connection: Connection, variant: str) -> str:
     rows = connection.execute(queries.ANCESTORS, {"variant": variant}).mappings().all()
     return _lineages(rows)[variant]
+
+
+def _lineage_rows(standings: Iterable[_Row]) -> list[dict[str, Any]]:
+    """Sum standings up by lineage."""
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for standing in sorted(standings, key=lambda s: (s["kept"], s["rank"], s["variant"])):
+        key = {name: standing[name] for name in ("challenge", "machine")}
+        key["root"] = standing["lineage"]
+        row = rows.setdefault(tuple(key.values()), {**key, "trials": 0})
+        row["trials"] += 1  # and the last one is the best
+        row |= {"best": standing["variant"], "kept": standing["kept"], "rank": standing["rank"]}
+    return list(rows.values())
 
 
 def _lineages(rows: Iterable[_Row]) -> dict[str, str]:

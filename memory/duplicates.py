@@ -81,7 +81,7 @@ def find_refutation(memory: Memory, idea: Idea) -> Refutation | None:
             _RUNS.c.challenge == idea.challenge,
             _RUNS.c.machine == idea.machine,
         )
-        .order_by(_VERDICTS.c.decided_at.desc())
+        .order_by(_HYPOTHESES.c.created_at.desc())
         .limit(_LOOK_AT)
     )
     rows = memory.database.read(lambda connection: connection.execute(query).mappings().all())

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, bindparam, func, select
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.statistics import Estimate
 
+from .derive import UNRANKED
 from .queries import TABLES
 from .store import Memory
 
@@ -24,6 +25,7 @@ _AS_THEY_ARE = (
 )
 TOP = 10  # so many variants of one ancestor, at the top, are a monoculture
 _STANDINGS, _VARIANTS, _RUNS = TABLES["standings"], TABLES["variants"], TABLES["runs"]
+_LINEAGES = TABLES["lineages"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Pulse:
     Attributes:
         stagnation: variants judged since the latest one that was kept for its gain.
         monoculture: the one ancestor of the top ten; empty if they have several, or are fewer.
+        lineages: the best twenty, those with something kept first.
     """
 
     stagnation: int
@@ -149,21 +152,12 @@ _LEADING = (
     .order_by(*_BEST_FIRST)
     .limit(TOP)
 )
-_BY_LINEAGE = (
-    select(
-        _STANDINGS.c.lineage,
-        _STANDINGS.c.variant,
-        _STANDINGS.c.kept,
-        _STANDINGS.c.log_speedup,
-        func.count().over(partition_by=_STANDINGS.c.lineage).label("trials"),
-        func.row_number()
-        .over(partition_by=_STANDINGS.c.lineage, order_by=_BEST_FIRST)
-        .label("place"),
-    )
-    .where(*_HERE)
-    .subquery()
+_BEST_LINEAGES = (
+    select(_LINEAGES)
+    .where(*(_LINEAGES.c[name] == bindparam(name) for name in ("challenge", "machine")))
+    .order_by(_LINEAGES.c.kept.desc(), _LINEAGES.c.rank.desc())
+    .limit(2 * TOP)
 )
-_LINEAGES = select(_BY_LINEAGE).where(_BY_LINEAGE.c.place == 1)
 
 
 def pulse(memory: Memory, challenge: str, machine: str) -> Pulse:
@@ -173,19 +167,19 @@ def pulse(memory: Memory, challenge: str, machine: str) -> Pulse:
     def work(connection: Connection) -> Pulse:
         since = connection.scalar(_LATEST_GAIN, here) or 0.0
         leading = connection.scalars(_LEADING, here).all()
-        found = connection.execute(_LINEAGES, here).mappings().all()
+        found = connection.execute(_BEST_LINEAGES, here).mappings().all()
         return Pulse(
             stagnation=connection.scalar(_NUM_SINCE, {**here, "since": since}) or 0,
             monoculture=leading[0] if len(leading) == TOP and len(set(leading)) == 1 else "",
-            lineages=tuple(sorted(map(_lineage, found), key=lambda i: -(i.speedup or 0.0))),
+            lineages=tuple(map(_lineage, found)),
         )
 
     return memory.database.read(work)
 
 
 def _lineage(row: Mapping[Any, Any]) -> Lineage:
-    speedup = None if row["log_speedup"] is None else math.exp(row["log_speedup"])
-    return Lineage(row["lineage"], row["variant"], speedup, row["kept"], row["trials"])
+    speedup = None if row["rank"] == UNRANKED else math.exp(row["rank"])
+    return Lineage(row["root"], row["best"], speedup, row["kept"], row["trials"])
 
 
 def _speedup(row: Mapping[Any, Any]) -> Estimate:

@@ -15,6 +15,7 @@ _EXPERIMENTS, _VERDICTS = TABLES["experiments"], TABLES["verdicts"]
 _MEASUREMENTS, _SCORES, _AUDITS = TABLES["measurements"], TABLES["scores"], TABLES["audits"]
 _FINDINGS, _STANDINGS = TABLES["findings"], TABLES["standings"]
 _LEDGER, _CALIBRATION = TABLES["ledger"], TABLES["calibration"]
+_LINEAGES = TABLES["lineages"]
 
 RUN = select(_RUNS).where(_RUNS.c.id == bindparam("run"))
 RUNS = select(_RUNS).order_by(_RUNS.c.started_at)
@@ -162,6 +163,13 @@ CALIBRATION_ENTRY = select(_CALIBRATION).where(
 )
 CALIBRATION = select(_CALIBRATION).where(*_at(_CALIBRATION, "family", "machine"))
 STANDING = select(_STANDINGS).where(*_at(_STANDINGS, "challenge", "machine", "variant"))
+LINEAGE = select(_LINEAGES).where(*_at(_LINEAGES, "challenge", "machine", "root"))
+BEST_OF_LINEAGE = (
+    select(_STANDINGS.c.variant, _STANDINGS.c.kept, _STANDINGS.c.rank)
+    .where(*_at(_STANDINGS, "challenge", "machine"), _STANDINGS.c.lineage == bindparam("root"))
+    .order_by(_STANDINGS.c.kept.desc(), _STANDINGS.c.rank.desc(), _STANDINGS.c.variant.desc())
+    .limit(1)
+)
 HANGING_ON = select(_STANDINGS.c.variant).where(
     *_at(_STANDINGS, "challenge", "machine", "rival"), ~_STANDINGS.c.direct
 )

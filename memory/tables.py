@@ -49,7 +49,7 @@ class HypothesisRow(SQLModel, table=True):
     """What somebody expected, written down before it was measured."""
 
     __tablename__ = "hypotheses"
-    __table_args__ = (Index("ix_hypotheses_lever", "lever", "target"),)
+    __table_args__ = (Index("ix_hypotheses_lever", "lever", "target", "created_at"),)
     id: str = Field(primary_key=True)
     run: str = Field(foreign_key="runs.id", index=True)
     round: int
@@ -70,7 +70,7 @@ class ExperimentRow(SQLModel, table=True):
     __tablename__ = "experiments"
     id: str = Field(primary_key=True)
     run: str = Field(foreign_key="runs.id", index=True)
-    hypothesis: str | None = Field(default=None, foreign_key="hypotheses.id")
+    hypothesis: str | None = Field(default=None, foreign_key="hypotheses.id", index=True)
     variant: str = Field(foreign_key="variants.id", index=True)
     rival: str
     started_at: float
@@ -214,6 +214,8 @@ class StandingRow(SQLModel, table=True):
         Index("ix_standings_rank", "challenge", "machine", "kept", "rank"),
         Index("ix_standings_rival", "challenge", "machine", "rival"),
         Index("ix_standings_decided", "challenge", "machine", "decided_at"),
+        Index("ix_standings_cause", "challenge", "machine", "cause", "decided_at"),
+        Index("ix_standings_lineage", "challenge", "machine", "lineage", "kept", "rank"),
     )
     challenge: str = Field(primary_key=True)
     machine: str = Field(primary_key=True)
@@ -236,6 +238,20 @@ class StandingRow(SQLModel, table=True):
     lineage: str
     novelty: float
     decided_at: float
+
+
+class LineageRow(SQLModel, table=True):
+    """All that descends from one child of the seed, on one challenge and kind of machine."""
+
+    __tablename__ = "lineages"
+    __table_args__ = (Index("ix_lineages_rank", "challenge", "machine", "kept", "rank"),)
+    challenge: str = Field(primary_key=True)
+    machine: str = Field(primary_key=True)
+    root: str = Field(primary_key=True)
+    trials: int
+    best: str
+    kept: bool
+    rank: float
 
 
 class LedgerRow(SQLModel, table=True):

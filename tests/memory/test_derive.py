@@ -116,7 +116,7 @@ def test_novelty_fades_and_lineages_are_told_apart(memory: Memory) -> None:
     teller.tell("a", Verdict.KEPT, 0.2, lever="weights", value="int8")
     teller.tell("b", Verdict.KEPT, 0.1, rival="a", lever="norm", value="layer-norm")
     teller.tell("c", Verdict.REJECTED, -0.1, rival="b", parent="seed", lever="norm", value="x")
-    teller.tell("d", Verdict.REJECTED, -0.1, rival="b", parent="c", lever="norm", value="x")
+    teller.tell("d", Verdict.REJECTED, -0.2, rival="b", parent="c", lever="norm", value="x")
     rows = {s.variant: s for s in leaderboard(memory, "c", "m")}
     assert {name: row.lineage for name, row in rows.items()} == {
         "seed": "seed",

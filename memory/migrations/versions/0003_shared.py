@@ -22,7 +22,8 @@ def _new_columns() -> None:
     op.add_column("hypotheses", sa.Column("target", sa.String(), nullable=False, server_default=""))
     op.add_column("hypotheses", sa.Column("prior_gain", sa.Float(), nullable=True))
     op.drop_index("ix_hypotheses_lever", "hypotheses")
-    op.create_index("ix_hypotheses_lever", "hypotheses", ["lever", "target"])
+    op.create_index("ix_hypotheses_lever", "hypotheses", ["lever", "target", "created_at"])
+    op.create_index("ix_experiments_hypothesis", "experiments", ["hypothesis"])
     op.add_column("verdicts", sa.Column("log", sa.String(), nullable=True))
     op.create_index("ix_verdicts_decided_at", "verdicts", ["decided_at"])
     op.create_index("ix_findings_learned_at", "findings", ["learned_at"])
@@ -123,6 +124,19 @@ def _derived() -> None:
     op.create_index("ix_standings_rank", "standings", [*place, "kept", "rank"])
     op.create_index("ix_standings_rival", "standings", [*place, "rival"])
     op.create_index("ix_standings_decided", "standings", [*place, "decided_at"])
+    op.create_index("ix_standings_cause", "standings", [*place, "cause", "decided_at"])
+    op.create_index("ix_standings_lineage", "standings", [*place, "lineage", "kept", "rank"])
+    op.create_table(
+        "lineages",
+        sa.Column("challenge", sa.String(), primary_key=True),
+        sa.Column("machine", sa.String(), primary_key=True),
+        sa.Column("root", sa.String(), primary_key=True),
+        sa.Column("trials", sa.Integer(), nullable=False),
+        sa.Column("best", sa.String(), nullable=False),
+        sa.Column("kept", sa.Boolean(), nullable=False),
+        sa.Column("rank", sa.Float(), nullable=False),
+    )
+    op.create_index("ix_lineages_rank", "lineages", [*place, "kept", "rank"])
     op.create_table(
         "ledger",
         sa.Column("lever", sa.String(), primary_key=True),
