@@ -14,7 +14,6 @@ from pathlib import Path
 
 _CPU = Path("/sys/devices/system/cpu")
 _THERMAL = Path("/sys/class/thermal")
-_OWN_ON_GPU = 3  # both engines, and the fence
 _GPU_QUERY = (
     "clocks.sm,temperature.gpu,"
     "clocks_event_reasons.hw_slowdown,clocks_event_reasons.sw_thermal_slowdown"
@@ -139,9 +138,24 @@ def _gpu_state() -> tuple[float | None, float | None, str]:
 
 
 def _gpu_tenants() -> int | None:
-    """Return how many processes compute on the GPU besides our two engines and the fence."""
-    answer = _ask_gpu("--query-compute-apps=pid").split()
-    return max(0, len(answer) - _OWN_ON_GPU) if answer else None
+    """Return how many processes compute on the GPU that this process hasn't started."""
+    pids = [int(word) for word in _ask_gpu("--query-compute-apps=pid").split() if word.isdigit()]
+    own = [pid for pid in pids if is_descendant(pid)]
+    # In some containers the driver tells the host's numbers: then nobody can be told apart.
+    return len(pids) - len(own) if own or not pids else None
+
+
+def is_descendant(pid: int) -> bool:
+    """Whether a process is this one, or was started by it or by one of its descendants."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return False
+        pid = int(stat.rpartition(")")[2].split()[1])
+    return False
 
 
 def _ask_gpu(query: str) -> str:

@@ -1,10 +1,11 @@
 """The watch sees other tenants, and only those."""
 
+import os
 import subprocess
 import sys
 import time
 
-from slipstream.evaluation.conditions import Conditions, Watch
+from slipstream.evaluation.conditions import Conditions, Watch, is_descendant
 
 BUSY = "while True: pass"
 
@@ -38,3 +39,29 @@ def test_verdict_names_the_disturbance() -> None:
     assert watch.verdict(Conditions(others=0.2, steal=0.1)).startswith("others used 30%")
     assert "thermal" in watch.verdict(Conditions(throttled="thermal slowdown"))
     assert watch.verdict(Conditions()) == ""
+
+
+def test_descendants_are_told_from_others() -> None:
+    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True)"
+    child = subprocess.Popen([sys.executable, "-c", f"{code}; input()"], stdin=-1, stdout=-1)
+    assert child.stdout is not None
+    grandchild = int(child.stdout.readline())
+    try:
+        assert is_descendant(child.pid)
+        assert is_descendant(grandchild)
+        assert is_descendant(os.getpid())
+        assert not is_descendant(os.getppid())
+        assert not is_descendant(1)
+        assert not is_descendant(4_000_000)
+    finally:
+        os.kill(grandchild, 9)
+        child.kill()
+        child.communicate()
+
+
+def test_other_tenants_of_the_gpu_void_a_pair() -> None:
+    watch = Watch(gpu=True, max_disturbance=0.25)
+    assert watch.verdict(Conditions(0.0, 0.0, tenants=0)) == ""
+    assert watch.verdict(Conditions(0.0, 0.0, tenants=None)) == ""
+    told = watch.verdict(Conditions(0.0, 0.0, tenants=2))
+    assert told == "2 other processes compute on the GPU"
