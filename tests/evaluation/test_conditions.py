@@ -30,7 +30,7 @@ def test_a_neighbour_is_seen_and_our_own_engine_is_not() -> None:
     assert seen.others is not None
     assert ours.others is not None
     assert seen.others > ours.others
-    assert seen.others > 0.1
+    assert seen.others > 0.4 / (os.cpu_count() or 1)  # it kept one core busy
 
 
 def test_verdict_names_the_disturbance() -> None:
