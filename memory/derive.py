@@ -63,6 +63,7 @@ def next_moment(connection: Connection, now: ColumnElement[float]) -> float:
 
 def rebuild(connection: Connection) -> None:
     """Make all derived rows anew."""
+    lock(connection)
     for table in DERIVED:
         connection.execute(delete(table))
     for name, rows in derive(connection).items():

@@ -72,10 +72,11 @@ def check(memory: Memory, variants: VariantStore, logs: LogStore, runs: Path) ->
     """
 
     def rows(connection: Connection) -> list[Fault]:
+        derive.lock(connection)  # no verdict may come in between two looks
         looks = (_database_faults, _reference_faults, _derived_faults)
         return [fault for look in looks for fault in look(connection)]
 
-    faults = memory.database.read(rows)
+    faults = memory.database.write(rows)
     return [*faults, *_tree_faults(memory, variants, runs), *_log_faults(memory, logs, runs)]
 
 
