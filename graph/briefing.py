@@ -75,9 +75,14 @@ def brief(context: LoopContext, champion: str, planned: Sequence[Hypothesis]) ->
 def _islands(
     context: LoopContext, champion: str, known: dict[str, Estimate], engine: str
 ) -> Iterator[Island]:
-    """Yield the lineages that have something kept, but the champion's."""
+    """Yield the lineages that have something kept, but those that led to the champion."""
     if champion not in known:
         return
+    line = {champion}
+    ancestor = context.memory.variant(champion).parent
+    while ancestor is not None:
+        line.add(ancestor)
+        ancestor = context.memory.variant(ancestor).parent
     found = pulse(context.memory, context.challenge.name, context.machine_id)
     if found.monoculture:
         context.say("survey", f"monoculture: the top {TOP} all descend from {found.monoculture}")
@@ -85,7 +90,9 @@ def _islands(
         context.say("survey", f"stagnation: {found.stagnation} variants since the latest gain")
     for lineage in found.lineages:
         best = context.memory.variant(lineage.best)
-        if lineage.kept and best.id in known and best.id != champion and best.engine == engine:
+        if lineage.root in line or not lineage.kept or best.id not in known:
+            continue
+        if best.engine == engine:
             speedup = math.exp(known[best.id].mean - known[champion].mean)
             settings = {**SEED_SETTINGS, **best.settings}
             yield Island(best.id, settings, speedup, lineage.trials)

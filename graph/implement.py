@@ -13,6 +13,7 @@ from slipstream.memory.records import Experiment, Hypothesis, Variant
 
 from .context import LoopContext
 from .inspection import recorded_result, refused
+from .lineage import commit_lineage, tree_of
 from .measure import judgement_of
 from .state import Task
 
@@ -29,7 +30,8 @@ def build_variant(hypothesis_id: str, context: LoopContext, champion: str = "") 
         champion: whom it will race; by default the variant that it starts from.
     """
     hypothesis = context.memory.hypothesis(hypothesis_id)
-    tree = context.coder.implement(hypothesis, context.variants.read(hypothesis.parent))
+    parent = tree_of(context.memory, context.variants, hypothesis.parent)
+    tree = context.coder.implement(hypothesis, parent)
     failure = _try_out(tree, context, hypothesis)
     for _ in range(context.max_repairs):
         if failure is None:
@@ -71,6 +73,8 @@ def _keep(tree: Tree, hypothesis: Hypothesis, rival: str, context: LoopContext) 
         f"Predicted: {hypothesis.predicted_gain:+.1%}\n"
     )
     with context.workshop_lock:
+        if hypothesis.parent != rival:  # of another lineage, perhaps of another run
+            commit_lineage(context, hypothesis.parent)
         context.workshop.commit(tree, hypothesis.parent, message, int(now))
     context.memory.add_variant(
         Variant(tree.id, hypothesis.parent, tree.engine_id, tree.settings, context.run, now)

@@ -12,6 +12,8 @@ from slipstream.memory.records import Experiment
 from .context import LoopContext
 from .state import LoopState
 
+_OPEN = (None, Cause.POWER, Cause.BUDGET, Cause.CLAIMED)
+
 
 def inspect(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     """Judge at once what was measured before, and what may not run."""
@@ -40,13 +42,20 @@ def _say_warnings(hypothesis: str, variant: str, context: LoopContext) -> None:
 
 def inspect_variant(hypothesis: str, variant: str, context: LoopContext) -> Judgement | None:
     """Return a judgement if one is possible before measuring."""
-    if earlier := recorded_result(variant, hypothesis, context):
-        verdict = earlier.verdict or Verdict.FAILED
-        reason = f"the same tree was judged in {earlier.id}: {earlier.reason}"
-        return Judgement(verdict, earlier.cause or Cause.ENGINE, reason)
+    if known := known_judgement(variant, hypothesis, context):
+        return known
     if reason := refused(context.memory.variant(variant).engine, context):
         return Judgement(Verdict.FAILED, Cause.ENGINE, reason)
     return None
+
+
+def known_judgement(variant: str, hypothesis: str, context: LoopContext) -> Judgement | None:
+    """Return the verdict that the same tree got before, if it did."""
+    earlier = recorded_result(variant, hypothesis, context)
+    if earlier is None:
+        return None
+    reason = f"the same tree was judged in {earlier.id}: {earlier.reason}"
+    return Judgement(earlier.verdict or Verdict.FAILED, earlier.cause or Cause.ENGINE, reason)
 
 
 def recorded_result(variant: str, hypothesis: str, context: LoopContext) -> Experiment | None:
@@ -54,7 +63,7 @@ def recorded_result(variant: str, hypothesis: str, context: LoopContext) -> Expe
     for experiment in context.memory.experiments(variant=variant):
         run = context.memory.run(experiment.run)
         same = (run.challenge, run.machine) == (context.challenge.name, context.machine_id)
-        conclusive = experiment.cause not in (None, Cause.POWER, Cause.BUDGET)
+        conclusive = experiment.cause not in _OPEN
         if same and conclusive and experiment.id != hypothesis:
             return experiment
     return None

@@ -9,6 +9,7 @@ from slipstream.evaluation.errors import EngineError, InvalidOutputError, OutOfT
 
 from .claiming import ClaimedError
 from .context import LoopContext
+from .inspection import known_judgement
 from .measuring import meet, reserve_s
 from .state import LoopState
 
@@ -30,6 +31,10 @@ def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
         raise RuntimeError(f"experiment {hypothesis} was never opened")
     rule, keep_s = context.rule(), reserve_s(context, experiment.rival)
     try:
+        context.claims.hold(context.key_of(experiment.variant))
+        # Whoever had the claim until now may have come to a verdict on the same tree.
+        if known := known_judgement(experiment.variant, hypothesis, context):
+            return known
         while isinstance(need := decide(context.memory.evidence(hypothesis), rule), Need):
             meet(context, experiment, need, keep_s)
     except OutOfTimeError:

@@ -16,6 +16,8 @@ from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import VariantStore, seed_tree
 from slipstream.memory.store import Memory
 
+from .lineage import tree_of
+
 
 def race(
     memory: Memory,
@@ -48,6 +50,9 @@ def race(
         shipped.id if name == "seed" else name if is_baseline(name) else memory.variant(name).id
         for name in (variant, against)
     ]
+    for name in names:
+        if not is_baseline(name):
+            tree_of(memory, store, name)
     pairs: list[Pair] = []
     seed = secrets.randbelow(2**31)
     with (

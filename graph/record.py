@@ -20,9 +20,11 @@ def record(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     context = runtime.context
     best = 0.0
     champion = state.champion
+    written: dict[str, Judgement] = {}
     for hypothesis in state.hypotheses:
-        judgement, variant = state.judgements[hypothesis], state.variants[hypothesis]
-        write_down(hypothesis, judgement, context)
+        variant = state.variants[hypothesis]
+        judgement = write_down(hypothesis, state.judgements[hypothesis], context)
+        written[hypothesis] = judgement
         gain = judgement.gain.mean if judgement.gain else 0.0
         if judgement.verdict is Verdict.KEPT and gain > best:
             best, champion = gain, variant
@@ -30,11 +32,11 @@ def record(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
         context.evaluator.release(variant)
     if champion != state.champion:
         context.workshop.promote(champion)
-    return {"champion": champion}
+    return {"champion": champion, "judgements": written}
 
 
-def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -> None:
-    """Record one experiment's outcome and what was learned from it."""
+def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -> Judgement:
+    """Record one experiment's outcome and what was learned from it; return what was written."""
     hypothesis = context.memory.hypothesis(hypothesis_id)
     explanation = context.benchmarker.explain(hypothesis, judgement)
     parent = context.memory.variant(hypothesis.parent).settings
@@ -51,7 +53,7 @@ def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -
         unsafe=bool(exposure(engine, context.no_sandbox)),
         learned_at=time.time(),
     )
-    _write(hypothesis_id, experiment, judgement, finding, context)
+    return _write(hypothesis_id, experiment, judgement, finding, context)
 
 
 def _write(
@@ -60,7 +62,7 @@ def _write(
     judgement: Judgement,
     finding: Finding,
     context: LoopContext,
-) -> None:
+) -> Judgement:
     """Write the verdict, under the claim if it rests on measurements."""
     while experiment is not None and judgement.gain is not None:
         try:
@@ -74,8 +76,9 @@ def _write(
             context.memory.record(name, judgement, finding, context.budget.spent_s, claim)
         except StaleClaimError:
             continue
-        return
+        return judgement
     context.memory.record(name, judgement, finding, context.budget.spent_s)
     if experiment is not None and (held := context.claims.held(context.key_of(experiment.variant))):
         context.claims.drop(held)
         context.memory.claims.release(held)
+    return judgement

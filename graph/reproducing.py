@@ -22,6 +22,8 @@ from slipstream.kernels.variants import VariantStore
 from slipstream.memory.leaderboard import speedups
 from slipstream.memory.store import Memory
 
+from .lineage import tree_of
+
 _CHALLENGE_BAND = 0.05  # the Gemma challenge called a result valid within 5 % of the report
 _MAX_SHORTFALL = 0.10  # valid means: at most this much slower than claimed, with 95 % confidence
 
@@ -76,6 +78,7 @@ def reproduce(
     challenge = load_challenge(challenge_name)
     name = memory.variant(variant).id
     store = VariantStore(data_dir() / "variants")
+    tree_of(memory, store, name)
     seed, salt = secrets.randbelow(2**31), secrets.token_hex(8) if fresh_seed else ""
     with (
         tempfile.TemporaryDirectory() as scratch,

@@ -15,6 +15,7 @@ from slipstream.memory.records import Experiment
 
 from .calibrating import calibrate
 from .context import LoopContext
+from .lineage import commit_lineage
 from .measuring import measure_pairs, measure_scores
 from .state import LoopState
 
@@ -68,7 +69,7 @@ def starting_champion(context: LoopContext) -> str:
         if context.memory.variant(found.variant).engine == same_engine:
             champion = found.variant
             context.say("survey", f"memory has a champion: {champion} ({found.speedup:.2f}×)")
-    _commit_lineage(context, champion)
+    commit_lineage(context, champion)
     try:
         calibrate(context, champion)
         _measure_start(context, _begin(context, "000", context.seed_variant))
@@ -93,17 +94,6 @@ def reverify(context: LoopContext, champion: str) -> None:
             num_pairs = context.rule().num_pairs(Stage.BASELINE)
             measure_pairs(context, experiment, experiment.rival, Stage.BASELINE, num_pairs)
             record_against_baseline(context, experiment)
-
-
-def _commit_lineage(context: LoopContext, variant: str) -> None:
-    """Give the run's workshop the commits that led to `variant` in earlier runs."""
-    lineage = [context.memory.variant(variant)]
-    while lineage[-1].parent is not None:
-        lineage.append(context.memory.variant(lineage[-1].parent))
-    for ancestor in reversed(lineage):
-        tree = context.variants.read(ancestor.id)
-        message = f"{ancestor.id}: from {ancestor.run}\n"
-        context.workshop.commit(tree, ancestor.parent, message, int(ancestor.created_at))
 
 
 def _begin(context: LoopContext, number: str, variant: str) -> Experiment:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,9 +92,14 @@ def summary(loop: Loop, run: str) -> list[tuple[str, str, str | None, int, int]]
 
 
 def test_crash_around_every_side_effect(
-    make_loop: Callable[[], Loop], monkeypatch: pytest.MonkeyPatch
+    make_loop: Callable[[], Loop], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Crash before and after the k-th side effect, resume, and end where an unbroken run ends."""
+    """Crash before and after the k-th side effect, resume, and end where an unbroken run ends.
+
+    Each in a home of its own: a planner that remembers would plan something else.
+    """
+    make_loop().memory.close()  # an empty memory, made once
+    shutil.copytree(home, tmp_path / "empty")
     unbroken = make_loop()
     run = unbroken.start(experiments=2, seed=5)
     unbroken.drive(run)
@@ -105,10 +111,9 @@ def test_crash_around_every_side_effect(
     while crashed:
         number += 1
         for before in (True, False):
+            shutil.copytree(tmp_path / "empty", tmp_path / f"{number}-{before}")
+            monkeypatch.setenv("SLIPSTREAM_HOME", str(tmp_path / f"{number}-{before}"))
             loop = make_loop()
-            loop.challenge = loop.challenge.model_copy(
-                update={"name": f"c{number}-{before}".lower()}
-            )
             run = loop.start(experiments=2, seed=5)
             with monkeypatch.context() as patch:
                 crash_at(patch, number, before=before)
@@ -128,6 +133,7 @@ def test_crash_around_every_side_effect(
             ]
             # The one measurement in flight was never acknowledged; nothing else is done again.
             assert len(repeated) <= 1, (number, before, repeated)
+            loop.memory.close()
     assert number > 60
 
 

@@ -14,20 +14,28 @@ from loops import CHALLENGE, Fixed, Loop
 
 from slipstream.agents.offline_benchmarker import OfflineBenchmarker
 from slipstream.agents.offline_coder import OfflineCoder
-from slipstream.evaluation.acceptance import Cause, Verdict
+from slipstream.agents.roles import Briefing, Proposal
+from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
 from slipstream.evaluation.bench import Bench
 from slipstream.evaluation.challenge import parse_challenge
+from slipstream.evaluation.errors import SlipstreamError
 from slipstream.evaluation.home import data_dir
 from slipstream.evaluation.pairs import Pair, Stage
+from slipstream.evaluation.statistics import Estimate
 from slipstream.graph.claiming import ClaimKeeper
 from slipstream.graph.context import Event
+from slipstream.graph.lineage import tree_of
 from slipstream.graph.opening import Agents
 from slipstream.graph.session import new_run, resume
-from slipstream.kernels.variants import VariantStore
+from slipstream.kernels.levers import SEED_SETTINGS
+from slipstream.kernels.variants import VariantStore, seed_tree
 from slipstream.memory import claims
 from slipstream.memory.board import Board
 from slipstream.memory.claims import variant_key
+from slipstream.memory.logs import LogStore
+from slipstream.memory.records import Experiment, Variant
 from slipstream.memory.store import open_memory
+from slipstream.memory.upkeep import check
 
 
 class Watched(InstantEvaluator):
@@ -160,13 +168,66 @@ def test_a_lost_claim_costs_the_pair_at_hand_and_nothing_else(
 def test_run_of_another_host_is_not_resumed(
     make_loop: Callable[[], Loop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from slipstream.evaluation.errors import SlipstreamError
-
     loop = make_loop()
     run = loop.start(experiments=1)
     loop.memory.claims.acquire(f"run|{run}", "gpu-box-7-abc123")
     with pytest.raises(SlipstreamError, match=f"run {run} is being worked on: gpu-box-7-abc123"):
         loop.drive(run)
+
+
+def test_other_machines_go_on_from_a_champion_whose_tree_they_never_saw(
+    shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two homes stand for two machines of one kind; they share nothing but the memory."""
+    events: list[Event] = []
+    for home in ("one", "two"):
+        monkeypatch.setenv("SLIPSTREAM_HOME", str(tmp_path / home))
+        run = start(shared, 1, events, experiments=3)
+    with open_memory(shared) as memory:
+        (inherited,) = [e for e in memory.experiments(run=run) if e.id.endswith("inherited")]
+        assert memory.variant(inherited.variant).run != run
+        stores = VariantStore(tmp_path / "two/variants"), LogStore(tmp_path / "two/logs")
+        assert inherited.variant in stores[0].names()
+        assert check(memory, *stores, tmp_path / "two/runs") == []
+
+
+def test_variant_with_changed_source_has_to_be_imported(loop: Loop) -> None:
+    store = VariantStore(data_dir() / "variants")
+    run = loop.start()
+    loop.memory.add_variant(Variant("0123456789ab", None, "edited", SEED_SETTINGS, run, 1.0))
+    with pytest.raises(SlipstreamError, match=r"its tree is not on this machine; .* bring it"):
+        tree_of(loop.memory, store, "0123456789ab")
+
+
+def test_island_of_an_earlier_run_is_gone_on_from(loop: Loop) -> None:
+    """Its commits are made in this run's workshop, and it races the champion."""
+
+    class Islander(Fixed):
+        def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
+            (island, *_) = briefing.islands
+            settings = {**island.settings, "cache": "static"}
+            return [Proposal("cache", settings, "from there", 0.1, parent=island.best)]
+
+    for changes in ({"weights": "int8"}, {"weights": "int4-g32"}):
+        first = loop.start(experiments=1)
+        loop.drive(first, Agents(Fixed(changes), OfflineCoder(), OfflineBenchmarker()))
+    # Both children of the seed were kept: the second one on top of the first, so make an island.
+    second = loop.start(experiments=1)
+    lonely = {**SEED_SETTINGS, "fuse": "qkv"}
+    tree = seed_tree(lonely)
+    seed = seed_tree(SEED_SETTINGS)
+    loop.memory.add_variant(Variant(tree.id, seed.id, tree.engine_id, lonely, second, 1.0))
+    loop.memory.add_experiment(Experiment("x", second, None, tree.id, "transformers-bf16", 1.0))
+    gain = Judgement(Verdict.KEPT, Cause.START, "slow", Estimate(0.1, 0.01, 6), None, 22.0)
+    loop.memory.record("x", gain, None, 1.0)
+    loop.drive(second, Agents(Islander(), OfflineCoder(), OfflineBenchmarker()))
+    (race,) = [e for e in loop.memory.experiments(run=second) if e.hypothesis]
+    hypothesis = loop.memory.hypothesis(race.id)
+    assert hypothesis.parent == tree.id
+    assert hypothesis.target == "cache=static"
+    assert race.rival != tree.id
+    assert loop.memory.variant(race.variant).settings["fuse"] == "qkv"
+    assert race.verdict is not Verdict.FAILED
 
 
 def test_gains_are_told_on_the_board(loop: Loop) -> None:
