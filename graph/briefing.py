@@ -8,7 +8,7 @@ from slipstream.evaluation.gates import GATES
 from slipstream.evaluation.statistics import Estimate
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.memory.claims import names
-from slipstream.memory.leaderboard import TOP, pulse, speedups
+from slipstream.memory.leaderboard import TOP, Lineage, Pulse, pulse, speedups
 from slipstream.memory.ledger import corrections, ledger
 from slipstream.memory.records import Hypothesis
 
@@ -30,6 +30,8 @@ def brief(context: LoopContext, champion: str, planned: Sequence[Hypothesis]) ->
     known = speedups(memory, context.challenge.name, context.machine_id)
     tps = {e.variant: e.tps for e in experiments if e.tps is not None}
     family = memory.run(context.run).family
+    found = pulse(memory, context.challenge.name, context.machine_id)
+    _raise_alarms(context, found)
     live = memory.claims.live(context.key_of(""))
     claimed = names([holding for holding in live if holding.holder != context.run])
     trials = []
@@ -68,12 +70,22 @@ def brief(context: LoopContext, champion: str, planned: Sequence[Hypothesis]) ->
         seed=context.seed,
         corrections=corrections(memory.database, context.planner.name, family, context.machine_id),
         ledger=tuple(ledger(memory.database, family=family, machine=context.machine_id)),
-        islands=tuple(_islands(context, champion, known, engine)),
+        islands=tuple(_islands(context, champion, known, found.lineages)),
     )
 
 
+def _raise_alarms(context: LoopContext, found: Pulse) -> None:
+    if found.monoculture:
+        context.say("survey", f"monoculture: the top {TOP} all descend from {found.monoculture}")
+    if found.stagnation >= _STAGNANT:
+        context.say("survey", f"stagnation: {found.stagnation} variants since the latest gain")
+
+
 def _islands(
-    context: LoopContext, champion: str, known: dict[str, Estimate], engine: str
+    context: LoopContext,
+    champion: str,
+    known: dict[str, Estimate],
+    lineages: Sequence[Lineage],
 ) -> Iterator[Island]:
     """Yield the lineages that have something kept, but those that led to the champion."""
     if champion not in known:
@@ -83,12 +95,8 @@ def _islands(
     while ancestor is not None:
         line.add(ancestor)
         ancestor = context.memory.variant(ancestor).parent
-    found = pulse(context.memory, context.challenge.name, context.machine_id)
-    if found.monoculture:
-        context.say("survey", f"monoculture: the top {TOP} all descend from {found.monoculture}")
-    if found.stagnation >= _STAGNANT:
-        context.say("survey", f"stagnation: {found.stagnation} variants since the latest gain")
-    for lineage in found.lineages:
+    engine = context.memory.variant(champion).engine
+    for lineage in lineages:
         best = context.memory.variant(lineage.best)
         if lineage.root in line or not lineage.kept or best.id not in known:
             continue

@@ -35,8 +35,6 @@ class ClaimKeeper:
         holder: whose they are: the run.
     """
 
-    _renewing = True  # off in tests, as it is in a process that is stopped
-
     def __init__(self, held: Claims, holder: str) -> None:
         self._claims, self._holder = held, holder
         self._held: dict[str, Claim] = {}
@@ -108,7 +106,7 @@ class ClaimKeeper:
     def _renew_for_ever(self) -> None:
         while not self._ended.wait(claims.LEASE_S / 3):
             with self._lock:
-                held = list(self._held.values()) if self._renewing else []
+                held = list(self._held.values())
             for claim in held:
                 try:
                     self._claims.renew(claim)

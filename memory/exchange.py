@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, TextIO
 
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import JSON, Boolean, Column, Connection, Float, Integer, Table, select
 
 from slipstream.evaluation.errors import SlipstreamError
 from slipstream.kernels.variants import Tree, VariantStore
@@ -149,20 +149,38 @@ def _row(line: dict[str, Any]) -> dict[str, Any]:
     table = line["table"]
     if table not in _RECORDED:
         raise SlipstreamError(f"table {table!r}: not one of {', '.join(_RECORDED)}")
-    names = {column.name for column in _columns(TABLES[table])}
+    columns = {column.name: column for column in _columns(TABLES[table])}
     row = line.get("row")
-    if not isinstance(row, dict) or set(row) != names:
+    if not isinstance(row, dict) or set(row) != set(columns):
         raise SlipstreamError(f"a row of {table} is damaged: {str(row)[:200]}")
+    for name, value in row.items():  # SQLite would take a text for a number
+        if not _fits(columns[name], value):
+            raise SlipstreamError(f"a row of {table} is damaged: {name} is {str(value)[:100]!r}")
     return row
 
 
-def _columns(table: Table) -> list[Any]:
+def _fits(column: Column[Any], value: object) -> bool:
+    if value is None:
+        return bool(column.nullable)
+    match column.type:
+        case JSON():
+            return isinstance(value, dict | list)
+        case Boolean():
+            return isinstance(value, bool)
+        case Float():
+            return isinstance(value, float | int) and not isinstance(value, bool)
+        case Integer():
+            return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, str)
+
+
+def _columns(table: Table) -> list[Column[Any]]:
     """Return what a row consists of: everything but a number that only this database gave it."""
     return [c for c in table.columns if not (c.name == "id" and c.primary_key and _is_number(c))]
 
 
-def _is_number(column: Any) -> bool:
-    return column.type.python_type is int
+def _is_number(column: Column[Any]) -> bool:
+    return isinstance(column.type, Integer)
 
 
 def _insert(connection: Connection, name: str, rows: list[dict[str, Any]], joined: Joined) -> None:

@@ -85,12 +85,15 @@ def prune(
 ) -> Pruned:
     """Remove trees and logs that nothing points to, and what a killed process left behind.
 
-    What a run that isn't finished has made, and what is claimed now, stays always.
+    What a run that isn't finished has made, what is claimed now, and whatever is so new that a
+    process may be about to record it, stays always.
     """
     pruned = Pruned()
+    known = {variant.id for variant in memory.variants()}
     wanted = _wanted_variants(memory, keep)
     for name in variants.names():
-        if name not in wanted:
+        in_the_making = name not in known and _is_new(variants.root / name)
+        if name not in wanted and not in_the_making:
             pruned.trees.append(name)
             pruned.freed_bytes += _size(variants.root / name)
             if not dry_run:
@@ -98,14 +101,14 @@ def prune(
     query = select(_VERDICTS.c.log).where(_VERDICTS.c.log.is_not(None))
     pointed_at = set(memory.database.read(lambda connection: connection.scalars(query).all()))
     for name in logs.names():
-        if name not in pointed_at:
+        if name not in pointed_at and not _is_new(logs.path(name)):
             pruned.logs.append(name)
             pruned.freed_bytes += _size(logs.path(name))
             if not dry_run:
                 logs.path(name).unlink()
     for root in (variants.root, logs.root):
         for path in [*root.glob(".new-*"), *root.glob(".old-*")]:
-            if time.time() - path.stat().st_mtime < _MAY_BE_IN_USE_S:
+            if _is_new(path):
                 continue
             pruned.leftovers.append(path.name)
             pruned.freed_bytes += _size(path)
@@ -240,6 +243,10 @@ def repair(memory: Memory) -> None:
             connection.execute(text(fill))
 
     memory.database.write(work)
+
+
+def _is_new(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime < _MAY_BE_IN_USE_S
 
 
 def _size(path: Path) -> int:

@@ -22,7 +22,6 @@ from slipstream.evaluation.errors import SlipstreamError
 from slipstream.evaluation.home import data_dir
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.statistics import Estimate
-from slipstream.graph.claiming import ClaimKeeper
 from slipstream.graph.context import Event
 from slipstream.graph.lineage import tree_of
 from slipstream.graph.opening import Agents
@@ -31,7 +30,7 @@ from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import VariantStore, seed_tree
 from slipstream.memory import claims
 from slipstream.memory.board import Board
-from slipstream.memory.claims import variant_key
+from slipstream.memory.claims import Claims, variant_key
 from slipstream.memory.logs import LogStore
 from slipstream.memory.records import Experiment, Variant
 from slipstream.memory.store import open_memory
@@ -146,9 +145,9 @@ def test_a_lost_claim_costs_the_pair_at_hand_and_nothing_else(
         for pair in real(self, variant, rival, stage, attempts):
             if stage is Stage.TEST and pair.index == 2 and not slept:
                 slept.append(1.0)
-                monkeypatch.setattr(ClaimKeeper, "_renewing", False)  # as if stopped
-                time.sleep(1.0)
-                monkeypatch.setattr(ClaimKeeper, "_renewing", True)
+                with monkeypatch.context() as stopped:  # a stopped process renews nothing
+                    stopped.setattr(Claims, "renew", lambda *_: None)
+                    time.sleep(1.0)
             yield pair
 
     monkeypatch.setattr(InstantEvaluator, "pairs", pairs)

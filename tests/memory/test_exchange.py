@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from slipstream.memory.logs import LogStore
 from slipstream.memory.records import RunState, Variant
 from slipstream.memory.search import search
 from slipstream.memory.store import open_memory
-from slipstream.memory.upkeep import Keep, check, prune
+from slipstream.memory.upkeep import Keep, Pruned, check, prune
 
 
 class Lab:
@@ -112,6 +113,8 @@ def damaged(text: str, how: str) -> str:
             return json.dumps({"format": "slipstream-memory", "schema": "9999"})
         case "row":
             return "\n".join([rows[0], '{"table": "runs", "row": {"id": "r9"}}'])
+        case "type":
+            return text.replace('"tps":10.0', '"tps":"fast"')
         case "table":
             return "\n".join([*rows, '{"table": "sqlite_master", "row": {}}'])
         case "tree":
@@ -127,6 +130,7 @@ def damaged(text: str, how: str) -> str:
         ("not JSON", "line 5 is not JSON"),
         ("newer", "schema is 9999.*upgrade"),
         ("row", "a row of runs is damaged"),
+        ("type", "a row of measurements is damaged: tps is 'fast'"),
         ("table", "table 'sqlite_master': not one of"),
         ("tree", "tree .* is damaged"),
         ("path", r"damaged: path '../../escaped'"),
@@ -177,6 +181,10 @@ def test_prune_keeps_champions_their_ancestors_and_what_is_alive(lab: Lab) -> No
     stray = lab.variants.add(seed_tree({**SEED_SETTINGS, "threads": "16"})).name
     used, unused = lab.logs.add("used"), lab.logs.add("unused")
     lab.memory.database.write(lambda c: c.exec_driver_sql(f"UPDATE verdicts SET log = '{used}'"))
+    # A process that is at work stores first and records then.
+    assert prune(lab.memory, lab.variants, lab.logs, Keep.ALL) == Pruned()
+    for path in (lab.variants.path(stray), lab.logs.path(unused), lab.logs.path(used)):
+        os.utime(path, (1.0, 1.0))
     would = prune(lab.memory, lab.variants, lab.logs, Keep.ALL, dry_run=True)
     assert (would.trees, would.logs) == ([stray], [unused])
     assert len(lab.variants.names()) == 6
