@@ -7,6 +7,7 @@ python -m slipstream.evaluation.convert random tiny-llama DIR
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -14,6 +15,8 @@ from transformers import (
     AutoTokenizer,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -40,8 +43,10 @@ def convert_gguf(source: Path, into: Path) -> None:
 
 def make_random(name: str, into: Path) -> None:
     """Make a checkpoint with random weights from a fixed seed."""
-    if name == "gemma-4-E4B":
-        _describe_gemma4_e4b(into)
+    if name in _GEMMA4:
+        # Only the sizes and a seed: gigabytes of weights are made where they run.
+        Gemma4TextConfig(**_GEMMA4[name]).save_pretrained(into)
+        (into / "random.json").write_text(json.dumps({"seed": 0}))
         return
     torch.manual_seed(0)
     model = _tiny(name)
@@ -62,6 +67,8 @@ def _tiny(name: str) -> PreTrainedModel:
     }
     if name == "tiny-llama":
         return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=3, tie_word_embeddings=True))
+    if name in ("tiny-gemma4", "tiny-gemma4-wide"):
+        return _tiny_gemma4(sizes, wide=name.endswith("wide"))
     config = Gemma3TextConfig(
         **sizes,
         num_hidden_layers=4,
@@ -72,26 +79,79 @@ def _tiny(name: str) -> PreTrainedModel:
     return Gemma3ForCausalLM(config)
 
 
-def _describe_gemma4_e4b(into: Path) -> None:
-    """Write the sizes of Gemma 4 E4B and a seed; its 16 GB of weights are made where they run."""
-    from transformers import Gemma4TextConfig
-
+def _tiny_gemma4(sizes: dict[str, Any], *, wide: bool) -> PreTrainedModel:
+    """Return a tiny E4B; if `wide`, a tiny E2B: one key/value head, double-wide shared layers."""
     config = Gemma4TextConfig(
-        vocab_size=262_144,
-        hidden_size=2560,
-        intermediate_size=10_240,
-        num_hidden_layers=42,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=256,
-        global_head_dim=512,
-        sliding_window=512,
-        num_kv_shared_layers=18,
-        hidden_size_per_layer_input=256,
-        final_logit_softcapping=30.0,
+        **{**sizes, "num_key_value_heads": 1 if wide else 2},
+        num_hidden_layers=7,
+        global_head_dim=64,
+        sliding_window=16,
+        # Shared global layers read layer 2's keys and values, sliding ones layer 3's.
+        layer_types=_layer_types(4, 3) + _layer_types(3, 3),
+        num_kv_shared_layers=3,
+        hidden_size_per_layer_input=32,
+        vocab_size_per_layer_input=512,
+        final_logit_softcapping=6.0,  # low enough to bend logits of this size
+        use_double_wide_mlp=wide,
     )
-    config.save_pretrained(into)
-    (into / "random.json").write_text(json.dumps({"seed": 0}))
+    model = Gemma4ForCausalLM(config)
+    # Norms and layer scalars start at one, where leaving one out would go unnoticed. Scores aren't
+    # scaled: a trained key norm has 1/√head_dim in its weight.
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if "norm" in name or name.endswith("layer_scalar"):
+                scale = tensor.shape[0] ** -0.5 if "k_norm" in name else 1.0
+                tensor.copy_(torch.empty_like(tensor).uniform_(0.6 * scale, 1.2 * scale))
+    return model
+
+
+def _layer_types(num_layers: int, every: int) -> list[str]:
+    """Return sliding layers with a global one at each `every`-th place."""
+    return ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(num_layers)]
+
+
+# Sizes of the text decoders of google/gemma-4-E4B and -E2B. E4B: the challenge's description of
+# it. E2B: the configuration in google/gemma.cpp (pull request 919) and vLLM's shapes for it.
+_BOTH_GEMMA4: dict[str, Any] = {
+    "vocab_size": 262_144,
+    "vocab_size_per_layer_input": 262_144,
+    "num_attention_heads": 8,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "sliding_window": 512,
+    "hidden_size_per_layer_input": 256,
+    "final_logit_softcapping": 30.0,
+    "max_position_embeddings": 131_072,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        "full_attention": {
+            "rope_type": "proportional",
+            "rope_theta": 1_000_000.0,
+            "partial_rotary_factor": 0.25,  # of a global head's pairs, the first quarter turns
+        },
+    },
+}
+_GEMMA4: dict[str, dict[str, Any]] = {
+    "gemma-4-E4B": {
+        **_BOTH_GEMMA4,
+        "hidden_size": 2560,
+        "intermediate_size": 10_240,
+        "num_hidden_layers": 42,
+        "num_key_value_heads": 2,
+        "layer_types": _layer_types(42, 6),
+        "num_kv_shared_layers": 18,
+    },
+    "gemma-4-E2B": {
+        **_BOTH_GEMMA4,
+        "hidden_size": 1536,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 35,
+        "num_key_value_heads": 1,
+        "layer_types": _layer_types(35, 5),
+        "num_kv_shared_layers": 20,
+        "use_double_wide_mlp": True,
+    },
+}
 
 
 def main(arguments: list[str]) -> int:

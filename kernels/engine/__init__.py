@@ -5,10 +5,12 @@ else of slipstream, so that a variant is this folder plus `levers.json` and runs
 a file:
 
     config.py    what the checkpoint is            levers.py   what was chosen
-    checkpoint.py  tensors by name                 linear.py   dense, int8 and int4 matrices
+    gemma4_config.py  what only Gemma 4 has        linear.py   dense, int8 and int4 matrices
+    checkpoint.py  tensors by name                 shapes.py   names and shapes of random ones
     quantise.py  rounding weights                  sequence.py what may be appended
-    norm.py  rope.py  mlp.py  attention.py  cache.py
-    llama.py  gemma3.py                            one decoder layer of each family
+    norm.py  rope.py  mlp.py  attention.py  cache.py  projections.py
+    llama.py  gemma3.py  gemma4.py                 one decoder layer of each family
+    per_layer.py   an embedding for each layer
     model.py     embeddings → layers → head        draft.py    prompt lookup
     packing.py  native.py                          the whole decoder in C++, one call a step:
     step.cpp  gemv.h  team.h  compiled.py          layers, packed matrices, threads, the build

@@ -28,7 +28,7 @@ def attend(
         key, value = key[:, -window:], value[:, -window:]
     # A whole prompt at once is plainly causal, and the kernel then skips the empty half.
     whole = length == total and (window is None or total <= window)
-    mask = None if length == 1 or whole else _mask(length, total, window)
+    mask = None if length == 1 or whole else _mask(length, total, window, query.device)
     if grouped and (length == 1 or not whole):
         rows = query.view(length, num_kv_heads, repeats, head_dim).permute(1, 2, 0, 3)
         out = F.scaled_dot_product_attention(
@@ -51,9 +51,9 @@ def attend(
     return out[0].transpose(0, 1).reshape(length, num_heads * head_dim)
 
 
-def _mask(length: int, total: int, window: int | None) -> Tensor:
+def _mask(length: int, total: int, window: int | None, device: torch.device) -> Tensor:
     """Return [length, total], true where a query may look."""
-    rows = torch.arange(total - length, total)[:, None]
-    columns = torch.arange(total)[None, :]
+    rows = torch.arange(total - length, total, device=device)[:, None]
+    columns = torch.arange(total, device=device)[None, :]
     seen = columns <= rows
     return seen if window is None else seen & (columns > rows - window)

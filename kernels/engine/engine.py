@@ -27,15 +27,15 @@ class Engine:
         self.vocab_size = model.config.vocab_size
 
     def begin(self, prompt: list[int]) -> Tensor:
-        """Read the prompt and return the next token's logits [vocab_size], float32."""
+        """Read the prompt and return the next token's logits [vocab_size], float32, on the CPU."""
         self.model.reset()
         with torch.inference_mode():
-            return self.model(prompt)[0].float()
+            return self.model(prompt)[0].float().cpu()
 
     def reveal(self, token: int) -> Tensor:
-        """Accept `token` as the next one and return the logits [vocab_size] after it."""
+        """Accept `token` as the next one and return the logits [vocab_size] after it, likewise."""
         with torch.inference_mode():
-            return self.model([token])[0].float()
+            return self.model([token])[0].float().cpu()
 
     def generate(self, prompt: list[int], num_tokens: int) -> list[int]:
         """Return exactly `num_tokens` greedy tokens after `prompt`.
@@ -83,6 +83,9 @@ class Engine:
 def load(tree: Path, model_dir: Path, max_context: int) -> Engine:
     """Load the checkpoint in `model_dir` with the levers in `tree/levers.json`.
 
+    Everything lies on the GPU where one can be seen: the sandbox shows it to engines of challenges
+    that use it, and to no others.
+
     Raises:
         ValueError: a lever, family or size that this engine can't serve.
     """
@@ -91,7 +94,8 @@ def load(tree: Path, model_dir: Path, max_context: int) -> Engine:
     torch.set_num_threads(available if levers.threads == "all" else int(levers.threads))
     config = read_config(model_dir)
     max_context = min(max_context, config.max_positions)
-    checkpoint = Checkpoint(model_dir, getattr(torch, levers.dtype))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    checkpoint = Checkpoint(model_dir, getattr(torch, levers.dtype), device)
     with torch.inference_mode():
         make = NativeModel if levers.step == "native" else Model
         return Engine(make(checkpoint, config, levers, max_context))

@@ -33,7 +33,7 @@ class Gemma3Layer:
         self.query_norm = norm("self_attn.q_norm")
         self.key_norm = norm("self_attn.k_norm")
         self.heads = [config.num_heads, config.num_kv_heads]
-        self.qkv = QKV(ckpt, attention, config, levers)
+        self.qkv = QKV(ckpt, attention, index, config, levers)
         self.out = make_linear(ckpt.take(f"{attention}.o_proj.weight"), levers.weights)
         self.mlp = GatedMLP(ckpt, f"{prefix}.mlp", levers, gelu_tanh)
 

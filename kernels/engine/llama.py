@@ -21,7 +21,7 @@ class LlamaLayer:
         attention = f"{prefix}.self_attn"
         self.input_norm = make_norm(ckpt, f"{prefix}.input_layernorm", config, levers)
         self.mlp_norm = make_norm(ckpt, f"{prefix}.post_attention_layernorm", config, levers)
-        self.qkv = QKV(ckpt, attention, config, levers)
+        self.qkv = QKV(ckpt, attention, index, config, levers)
         self.out = make_linear(
             ckpt.take(f"{attention}.o_proj.weight"),
             levers.weights,

