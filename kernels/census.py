@@ -2,20 +2,59 @@
 
 Single-stream decoding reads every multiplied weight once per token, so bytes per token over memory
 bandwidth is a floor under its time (the roofline of Williams et al. 2009). The census counts from
-the checkpoint's sizes and the lever settings alone; nothing has to run.
+the checkpoint's sizes and the lever settings alone; nothing has to run. Rows that are gathered (the
+token's embedding, Gemma 4's per-layer ones) are kilobytes and left out.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0}
 
 
+class Matrix(NamedTuple):
+    """`count` matrices of one size, part of the component `name`."""
+
+    name: str
+    outputs: int
+    inputs: int
+    count: int
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One layer's sizes.
+
+    Attributes:
+        window: how many positions it attends to at most; None for all.
+        shares_cache: whether it reads an earlier layer's keys and values, and projects none.
+        values_are_keys: whether its key matrix is its value matrix.
+    """
+
+    head_dim: int
+    num_kv_heads: int
+    intermediate_size: int
+    window: int | None = None
+    shares_cache: bool = False
+    values_are_keys: bool = False
+
+    @property
+    def cached(self) -> int:
+        """Numbers in the cache per position."""
+        return 2 * self.num_kv_heads * self.head_dim
+
+
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that decide how many bytes a token costs."""
+    """The sizes that decide how many bytes a token costs.
+
+    `layers` is given where they differ from each other, or have windows; `per_layer_size` is that
+    of Gemma 4's per-layer embeddings.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -25,17 +64,32 @@ class ModelShape:
     head_dim: int
     vocab_size: int
     family: str = ""
+    layers: tuple[LayerShape, ...] = ()
+    per_layer_size: int = 0
 
-    @property
-    def matrices(self) -> dict[str, tuple[int, int]]:
-        """Return each layer matrix as (outputs, inputs)."""
-        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        return {
-            "qkv": (queries + 2 * keys, self.hidden_size),
-            "attention-out": (self.hidden_size, queries),
-            "gate-up": (2 * self.intermediate_size, self.hidden_size),
-            "down": (self.hidden_size, self.intermediate_size),
-        }
+    @cached_property
+    def every_layer(self) -> tuple[LayerShape, ...]:
+        """Return each layer's sizes."""
+        alike = LayerShape(self.head_dim, self.num_kv_heads, self.intermediate_size)
+        return self.layers or (alike,) * self.num_layers
+
+    @cached_property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Return the matrices that every token is multiplied by, the head left out."""
+        hidden, size = self.hidden_size, self.per_layer_size
+        found: Counter[tuple[str, int, int]] = Counter()
+        for layer in self.every_layer:
+            queries, keys = self.num_heads * layer.head_dim, layer.num_kv_heads * layer.head_dim
+            projected = 0 if layer.shares_cache else keys if layer.values_are_keys else 2 * keys
+            found["qkv", queries + projected, hidden] += 1
+            found["attention-out", hidden, queries] += 1
+            found["gate-up", 2 * layer.intermediate_size, hidden] += 1
+            found["down", hidden, layer.intermediate_size] += 1
+        if size:
+            found["per-layer", size, hidden] += self.num_layers
+            found["per-layer", hidden, size] += self.num_layers
+            found["per-layer", self.num_layers * size, hidden] += 1
+        return tuple(Matrix(*key, count) for key, count in found.items())
 
 
 def read_shape(model_dir: Path) -> ModelShape:
@@ -52,7 +106,36 @@ def read_shape(model_dir: Path) -> ModelShape:
         head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
         vocab_size=raw["vocab_size"],
         family=raw["model_type"],
+        layers=_gemma4_layers(raw) if raw["model_type"] == "gemma4_text" else (),
+        per_layer_size=raw.get("hidden_size_per_layer_input") or 0,
     )
+
+
+def _gemma4_layers(raw: dict[str, Any]) -> tuple[LayerShape, ...]:
+    """Return the layers of a `gemma4_text` configuration, of either spelling."""
+    k_eq_v = bool(raw.get("attention_k_eq_v"))
+    wide = {"head_dim": raw.get("global_head_dim") or 512}
+    if k_eq_v and raw.get("num_global_key_value_heads"):
+        wide["num_key_value_heads"] = raw["num_global_key_value_heads"]
+    given = raw.get("per_layer_config")
+    named = {int(index): sizes for index, sizes in (given or {}).items()}
+    first_shared = raw["num_hidden_layers"] - (raw.get("num_kv_shared_layers") or 0)
+    layers = []
+    for index, kind in enumerate(raw["layer_types"]):
+        everywhere, shared = kind == "full_attention", index >= first_shared
+        own = named.get(index, {}) if given is not None else wide if everywhere else {}
+        double = shared and raw.get("use_double_wide_mlp")
+        layers.append(
+            LayerShape(
+                head_dim=own.get("head_dim", raw["head_dim"]),
+                num_kv_heads=own.get("num_key_value_heads", raw["num_key_value_heads"]),
+                intermediate_size=raw["intermediate_size"] * (2 if double else 1),
+                window=None if everywhere else raw["sliding_window"],
+                shares_cache=shared,
+                values_are_keys=k_eq_v and everywhere,
+            )
+        )
+    return tuple(layers)
 
 
 def matrix_bytes(outputs: int, inputs: int, scheme: str, dtype: str) -> float:
@@ -72,13 +155,14 @@ def bytes_per_token(
     """Return the bytes one decoded token reads, per component, with `context` cached positions."""
     dtype = settings.get("dtype", "bfloat16")
     weights, head = settings.get("weights", "dense"), settings.get("head", "dense")
-    census = {
-        name: shape.num_layers * matrix_bytes(outputs, inputs, weights, dtype)
-        for name, (outputs, inputs) in shape.matrices.items()
-    }
+    census: dict[str, float] = {}
+    for name, outputs, inputs, count in shape.matrices:
+        read = count * matrix_bytes(outputs, inputs, weights, dtype)
+        census[name] = census.get(name, 0.0) + read
     census["head"] = matrix_bytes(shape.vocab_size, shape.hidden_size, head, dtype)
-    cached = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * context
-    # The growing cache is read for attention and also read and written again by each copy.
-    copies = 3.0 if settings.get("cache", "growing") == "growing" else 1.0
-    census["kv-cache"] = cached * _BYTES[dtype] * copies
+    # Every layer reads the keys and values that it sees, also where an earlier layer holds them.
+    numbers = sum(e.cached * min(context, e.window or context) for e in shape.every_layer)
+    if settings.get("cache", "growing") == "growing":  # each step reads and writes all of it again
+        numbers += 2 * context * sum(e.cached for e in shape.every_layer if not e.shares_cache)
+    census["kv-cache"] = numbers * _BYTES[dtype]
     return census

@@ -79,9 +79,10 @@ class Lever:
             return f"{self.name}={value}: needs a compiler (apt-get install g++)"
         if value.startswith("int4-g"):
             group = int(value.removeprefix("int4-g"))
-            matrices = shape.matrices.items() if self.name == "weights" else ()
-            widths = {name: inputs for name, (_, inputs) in matrices} or {"head": shape.hidden_size}
-            for name, inputs in widths.items():
+            widths = [("head", shape.hidden_size)]
+            if self.name == "weights":
+                widths = [(matrix.name, matrix.inputs) for matrix in shape.matrices]
+            for name, inputs in widths:
                 if inputs % group:
                     return f"{self.name}={value}: {group} does not divide {name}'s {inputs} columns"
         return None
