@@ -28,7 +28,11 @@ def build(name: str, source: Path) -> ctypes.CDLL:
     # ninja comes as a package: its program lies beside this Python's.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     compiler = os.environ.get("CXX", "c++")
-    for tool, package in ((compiler, "apt-get install g++"), ("ninja", "pip install ninja")):
+    tools = {compiler: "apt-get install g++", "ninja": "pip install ninja"}
+    if source.suffix == ".cu":
+        compiler = "nvcc"
+        tools[compiler] = "install the CUDA toolkit and put its bin folder on PATH"
+    for tool, package in tools.items():
         if shutil.which(tool) is None:
             raise ValueError(f"{source.name}: {tool} not found, which builds it: {package}")
     from torch.utils import cpp_extension
@@ -39,6 +43,7 @@ def build(name: str, source: Path) -> ctypes.CDLL:
                 name,
                 [str(source)],
                 extra_cflags=_FLAGS,
+                extra_cuda_cflags=["-O3", "-std=c++17"],
                 build_directory=folder,
                 is_python_module=False,
             )

@@ -97,5 +97,14 @@ def load(tree: Path, model_dir: Path, max_context: int) -> Engine:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = Checkpoint(model_dir, getattr(torch, levers.dtype), device)
     with torch.inference_mode():
-        make = NativeModel if levers.step == "native" else Model
-        return Engine(make(checkpoint, config, levers, max_context))
+        return Engine(_model_type(levers, device)(checkpoint, config, levers, max_context))
+
+
+def _model_type(levers: Levers, device: str) -> type[Model | NativeModel]:
+    if levers.step == "eager":
+        return Model
+    if device == "cpu":
+        return NativeModel
+    from .gpu.model import GpuModel  # needs Triton, which only GPU machines have
+
+    return GpuModel

@@ -18,7 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fuse": ("none", "qkv", "qkv+gate-up"),
     "weights": ("dense", "int8", "int4-g32", "int4-g64", "int4-g128", "int4-g256"),
     "head": ("dense", "int8", "int4-g32", "int4-g64", "int4-g128"),
-    "step": ("eager", "native"),
+    "step": ("eager", "native", "graph"),
     "activations": ("bfloat16", "int8"),
     "compile": ("off", "layer"),
     "draft": ("off", "lookup-2", "lookup-4", "lookup-7", "lookup-adaptive"),

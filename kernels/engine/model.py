@@ -85,6 +85,15 @@ class Model:
         Raises:
             ValueError: no tokens, an id outside the vocabulary, or more than `max_context`.
         """
+        rows = self.hidden(tokens)
+        return self.logits_of(rows[-1:] if last_only else rows)
+
+    def hidden(self, tokens: list[int]) -> Tensor:
+        """Append `tokens` and return the last layer's output for each, [len(tokens), hidden].
+
+        Raises:
+            ValueError: no tokens, an id outside the vocabulary, or more than `max_context`.
+        """
         check_tokens(tokens, self.config.vocab_size, self.length, self.max_context)
         config, count = self.config, len(tokens)
         grouped = self.levers.attention == "grouped"
@@ -111,10 +120,13 @@ class Model:
             )
             x = after(x, attended, *extras[index])
         self.length += count
-        logits = self.head(self.norm(x[-1:] if last_only else x))
-        if config.logit_cap is None:
-            return logits
-        return torch.tanh(logits / config.logit_cap) * config.logit_cap
+        return x
+
+    def logits_of(self, rows: Tensor) -> Tensor:
+        """Return the logits [rows, vocab_size] of the last layer's output [rows, hidden]."""
+        logits = self.head(self.norm(rows))
+        cap = self.config.logit_cap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def choose(self, tokens: list[int], *, last_only: bool = True) -> list[int]:
         """Append `tokens` and return the likeliest next one, after the last or after each.

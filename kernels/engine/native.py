@@ -80,7 +80,7 @@ class NativeModel:
         self._kept: list[Tensor] = []  # what the pointers in C++ point into
         self._int8_inputs = levers.activations == "int8"
         self._tables = {
-            rope: RotaryTable(rope, config.head_dim, max_context, torch.float32)
+            rope: RotaryTable(rope, max_context, torch.float32, ckpt.device)
             for rope in dict.fromkeys(config.ropes)
         }
         embedding = ckpt.take("model.embed_tokens.weight").to(torch.bfloat16).contiguous()

@@ -33,3 +33,22 @@ def int4_groups(weight: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor,
     scale = ((high - low) / 15.0).clamp(min=1e-12)
     codes = ((groups - low) / scale).round().clamp(0, 15).to(torch.uint8)
     return codes.view(rows, columns), scale[..., 0].to(dtype), low[..., 0].to(dtype)
+
+
+def int4_symmetric(weight: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Round weight [rows, columns] to multiples of a scale per group, from -8 to 7.
+
+    Returns:
+        codes uint8 [rows, columns] and scales [rows, columns / group] in `dtype`;
+        weight ≈ (codes - 8) · scale.
+
+    Raises:
+        ValueError: a group that doesn't divide the columns.
+    """
+    rows, columns = weight.shape
+    if columns % group:
+        raise ValueError(f"int4 group {group} does not divide the {columns} input columns")
+    groups = weight.float().view(rows, columns // group, group)
+    scale = (groups.abs().amax(-1, keepdim=True) / 7.0).clamp(min=1e-12)
+    codes = (groups / scale).round().clamp(-8, 7) + 8
+    return codes.to(torch.uint8).view(rows, columns), scale[..., 0].to(dtype)

@@ -36,7 +36,9 @@ def _rotated(a, b, cos, sin, at, col, HALF: tl.constexpr, mask):
 
 
 @triton.jit
-def _rows_of(table, at, kv, CONTEXT: tl.constexpr, PAGE: tl.constexpr, KV_HEADS: tl.constexpr, mask):
+def _rows_of(
+    table, at, kv, CONTEXT: tl.constexpr, PAGE: tl.constexpr, KV_HEADS: tl.constexpr, mask
+):
     """Where the positions `at` of head kv lie, in rows of the cache."""
     if PAGE:
         page = tl.load(table + at // PAGE, mask=mask, other=0)
@@ -63,7 +65,7 @@ def decode_attention(
     M: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     WINDOW: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, CONTEXT: tl.constexpr,
     PAGE: tl.constexpr, SHARED: tl.constexpr, NORMS: tl.constexpr, VALUE_NORM: tl.constexpr,
-    INT8: tl.constexpr, DEPENDENT: tl.constexpr, TILE: tl.constexpr,
+    INT8: tl.constexpr, DEPENDENT: tl.constexpr, TILE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """One program per key/value head and split.
 
@@ -76,6 +78,7 @@ def decode_attention(
         out: [M, GROUP · KV_HEADS · HEAD_DIM], bfloat16.
         part: [KV_HEADS, SPLITS, ROWS, HEAD_DIM]; most_part, total_part: [KV_HEADS, SPLITS, ROWS].
         arrived: [KV_HEADS], zero before and after.
+        DTYPE: of the products' operands; what is rounded is rounded to bfloat16 all the same.
         SHARED: the cache is another layer's, which has written the M newest positions already.
     """
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -96,7 +99,7 @@ def decode_attention(
     if NORMS:
         qa, qb = _normed(qa, qb, query_norm, col, HALF, eps, True)
     qa, qb = _rotated(qa, qb, cos, sin, start + m, col, HALF, live)
-    qa, qb = (qa * scale).to(tl.bfloat16), (qb * scale).to(tl.bfloat16)
+    qa, qb = (qa * scale).to(tl.bfloat16).to(DTYPE), (qb * scale).to(tl.bfloat16).to(DTYPE)
 
     end = start + M
     oldest = start * 0
@@ -109,7 +112,8 @@ def decode_attention(
     # Tile i belongs to split i mod SPLITS, wherever the window begins.
     first = oldest // TILE
     first += (split - first % SPLITS + SPLITS) % SPLITS
-    for tile in range(first, tl.cdiv(end, TILE), SPLITS):
+    tile = first
+    while tile * TILE < end:
         at = tile * TILE + tl.arange(0, TILE)
         cached = at < end if SHARED else at < start
         rows = _rows_of(table, at, kv, CONTEXT, PAGE, KV_HEADS, cached)
@@ -123,7 +127,7 @@ def decode_attention(
         if INT8:
             ks = tl.load(key_scale + rows, mask=cached, other=1.0)
             vs = tl.load(value_scale + rows, mask=cached, other=1.0)
-        if not SHARED:
+        if not SHARED:  # noqa: SIM102  (known when compiling; the next one is not)
             if tile * TILE + TILE > start:
                 fresh = (at >= start) & (at < end)
                 newest = qkv + (at - start)[:, None] * WIDTH + (HEADS + kv) * HEAD_DIM
@@ -157,8 +161,8 @@ def decode_attention(
                 kb = tl.where(fresh[:, None], fb8, kb)
                 va = tl.where(fresh[:, None], ga8, va)
                 vb = tl.where(fresh[:, None], gb8, vb)
-        scores = tl.dot(qa, tl.trans(ka.to(tl.bfloat16)))
-        scores += tl.dot(qb, tl.trans(kb.to(tl.bfloat16)))
+        scores = tl.dot(qa, tl.trans(ka.to(DTYPE)))
+        scores += tl.dot(qb, tl.trans(kb.to(DTYPE)))
         if INT8:
             scores *= ks[None, :]
         seen = (at[None, :] <= (start + m)[:, None]) & (at < end)[None, :]
@@ -172,10 +176,11 @@ def decode_attention(
         total = total * shrink + tl.sum(share, 1)
         if INT8:
             share *= vs[None, :]
-        share = share.to(tl.bfloat16)
-        mixed_a = mixed_a * shrink[:, None] + tl.dot(share, va.to(tl.bfloat16))
-        mixed_b = mixed_b * shrink[:, None] + tl.dot(share, vb.to(tl.bfloat16))
+        share = share.to(tl.bfloat16).to(DTYPE)
+        mixed_a = mixed_a * shrink[:, None] + tl.dot(share, va.to(DTYPE))
+        mixed_b = mixed_b * shrink[:, None] + tl.dot(share, vb.to(DTYPE))
         most = top
+        tile += SPLITS
 
     flat = (kv * SPLITS + split) * ROWS + row
     tl.store(part + flat[:, None] * HEAD_DIM + col[None, :], mixed_a)

@@ -1,0 +1,380 @@
+"""The whole decode step on a GPU: fused kernels, replayed as one CUDA graph, fed back on the device.
+
+A prompt goes through the eager layers, whose matrices are dense copies for the moment; up to eight
+tokens at once (a decoded one, or a draft to verify) go through the packed kernels. Both share the
+key/value cache.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import triton
+from torch import Tensor
+from triton import language as tl
+
+from ..cache import StaticCache
+from ..checkpoint import Checkpoint
+from ..config import ModelConfig, Rope
+from ..gemma4 import Gemma4Layer
+from ..levers import Levers
+from ..linear import DenseLinear, Linear
+from ..llama import LlamaLayer
+from ..model import Model
+from ..norm import RMSNorm
+from ..rope import RotaryTable
+from ..sequence import check_tokens
+from .attention import TILE, decode_attention
+from .embedding import embed, per_layer_inputs
+from .launches import MOST, Launch, Multiplier, Stream
+from .packed import PackedLinear
+
+_SPLITS = 16
+
+
+class GpuModel(Model):
+    """A decoder with its caches on a GPU. `length` is the number of positions they hold.
+
+    Raises:
+        ValueError: a family, dtype or size that the kernels have no code for.
+    """
+
+    def __init__(
+        self, ckpt: Checkpoint, config: ModelConfig, levers: Levers, max_context: int
+    ) -> None:
+        _check(config, levers)
+        eager = {"weights": "dense", "head": "dense", "cache": "static", "fuse": "qkv+gate-up"}
+        super().__init__(ckpt, config, replace(levers, attention="grouped", **eager), max_context)
+        self.levers = levers
+        # Before sm_90 a kernel can't begin while the one before it ends.
+        self._dependent = torch.cuda.get_device_capability(self.device) >= (9, 0)
+        self._multiplier = Multiplier(self.device, config.norm_eps, dependent=self._dependent)
+        self._pack()
+        self._floats: dict[int, Tensor] = {}
+        self._angles = {rope: self._half_angles(rope) for rope in dict.fromkeys(config.ropes)}
+        self._buffers = self._allocate()
+        self._plans: dict[tuple[int, str], list[Launch]] = {}
+        self._graphs: dict[tuple[int, str], torch.cuda.CUDAGraph] = {}
+
+    def reset(self) -> None:
+        """Forget every position; the caches stay where they are, for the graphs' sake."""
+        if hasattr(self, "caches"):
+            self.truncate(0)
+        else:
+            super().reset()
+
+    def __call__(self, tokens: list[int], *, last_only: bool = True) -> Tensor:
+        """Append `tokens` and return the logits that follow, as `Model` does."""
+        check_tokens(tokens, self.config.vocab_size, self.length, self.max_context)
+        logits = torch.cat([*self._steps(tokens, "logits", last_only=last_only)])
+        if self.config.logit_cap is not None:
+            logits = torch.tanh(logits / self.config.logit_cap) * self.config.logit_cap
+        return logits
+
+    def choose(self, tokens: list[int], *, last_only: bool = True) -> list[int]:
+        """Append `tokens` and return the likeliest next one, after the last or after each."""
+        check_tokens(tokens, self.config.vocab_size, self.length, self.max_context)
+        chosen: list[int] = torch.cat(
+            [*self._steps(tokens, "choices", last_only=last_only)]
+        ).tolist()
+        return chosen
+
+    def decode(self, token: int, count: int) -> list[int]:
+        """Append `token` and `count` - 1 greedy ones after it; return all `count` choices.
+
+        The host asks for all steps at once and waits for the last.
+        """
+        check_tokens([token], self.config.vocab_size, self.length + count - 1, self.max_context)
+        self._place([token])
+        self._buffers["count"].zero_()
+        for _ in range(count):
+            self._replay(1, "feed-back")
+        self._set_length(self.length + count)
+        history: list[int] = self._buffers["history"][:count].tolist()
+        return history
+
+    def plan(self, m: int, output: str) -> list[Launch]:
+        """Return the launches of a step with m tokens.
+
+        Args:
+            output: "logits", "choices" or "feed-back" (one token, fed back on the device);
+                "head-logits" and "head-choices" begin with the last layer's output.
+        """
+        if (m, output) not in self._plans:
+            self._plans[m, output] = self._planned(m, output)
+        return self._plans[m, output]
+
+    def _place(self, tokens: list[int]) -> None:
+        self._buffers["tokens"][: len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
+        self._buffers["position"].fill_(self.length)
+
+    def _steps(self, tokens: list[int], output: str, *, last_only: bool) -> Iterator[Tensor]:
+        """Append `tokens`; yield the answers, to the last or to each, in groups of rows."""
+        if len(tokens) <= MOST:
+            self._place(tokens)
+            self._replay(len(tokens), output)
+            self._set_length(self.length + len(tokens))
+            answers = self._buffers[output][: len(tokens)]
+            yield (answers[-1:] if last_only else answers).clone()
+            return
+        rows = self.hidden(tokens)
+        for some in rows[-1:].split(1) if last_only else rows.split(MOST):
+            self._buffers["residual"][: len(some)] = some
+            self._replay(len(some), f"head-{output}")
+            yield self._buffers[output][: len(some)].clone()
+
+    def _set_length(self, length: int) -> None:
+        self.length = length
+        for cache in self.caches:
+            if isinstance(cache, StaticCache):
+                cache.length = length
+
+    def _replay(self, m: int, output: str) -> None:
+        launches = self.plan(m, output)
+        if self.levers.step == "native":
+            for launch in launches:
+                launch.run()
+            return
+        if (m, output) not in self._graphs:
+            self._graphs[m, output] = self._capture(launches)
+        self._graphs[m, output].replay()
+
+    def _capture(self, launches: list[Launch]) -> torch.cuda.CUDAGraph:
+        """Record the launches; what they change while Triton compiles them is put back."""
+        names = ("tokens", "position", "history", "count")
+        before = {name: self._buffers[name].clone() for name in names}
+        for launch in launches:
+            launch.run()
+        torch.cuda.synchronize()
+        for name in names:
+            self._buffers[name].copy_(before[name])
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for launch in launches:
+                launch.run()
+        return graph
+
+    def _pack(self) -> None:
+        """Replace the layers' dense matrices by packed ones, one after the other."""
+        scheme = self.levers.weights
+
+        def packed(linear: Linear, *, interleave: bool = False) -> PackedLinear:
+            assert isinstance(linear, DenseLinear)
+            return PackedLinear(linear.weight, scheme, interleave=interleave)
+
+        for layer in self.layers:
+            layer.qkv.qkv = packed(layer.qkv.qkv)
+            layer.out = packed(layer.out)
+            layer.mlp.gate_up = packed(layer.mlp.gate_up, interleave=True)
+            layer.mlp.down = packed(layer.mlp.down)
+            if isinstance(layer, Gemma4Layer) and layer.gate is not None:
+                layer.gate.down, layer.gate.up = packed(layer.gate.down), packed(layer.gate.up)
+        if self.per_layer is not None:
+            self.per_layer.projection = packed(self.per_layer.projection)
+        assert isinstance(self.head, DenseLinear)
+        self._head = PackedLinear(self.head.weight, self.levers.head)
+
+    def _half_angles(self, rope: Rope) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines [max_context, head_dim / 2], in float32."""
+        table = RotaryTable(rope, self.max_context, torch.float32, self.device)
+        half = rope.head_dim // 2
+        return table.cos[:, 0, :half].contiguous(), table.sin[:, 0, half:].contiguous()
+
+    def _float(self, norm: RMSNorm | None) -> Tensor | None:
+        """Return a norm's weight in float32, made once."""
+        if norm is None:
+            return None
+        key = norm.weight.data_ptr()
+        if key not in self._floats:
+            self._floats[key] = norm.weight.float()
+        return self._floats[key]
+
+    def _allocate(self) -> dict[str, Tensor]:
+        config, device = self.config, self.device
+        heads = [config.num_heads * d for d in config.head_dims]
+        both = zip(heads, config.kv_heads, config.head_dims, strict=True)
+        widest = max(width + 2 * kv * d for width, kv, d in both)
+        rows = max(16, triton.next_power_of_2(MOST * config.num_heads // min(config.kv_heads)))
+        kv = max(config.kv_heads)
+        blocks = self._multiplier.grid(self._head)
+        extra = config.num_layers * max(config.per_layer_size, 1)
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        half, whole = torch.bfloat16, torch.int32
+        return {
+            "tokens": zeros(MOST, dtype=whole),
+            "position": zeros(1, dtype=whole),
+            "residual": zeros(MOST, config.hidden_size),
+            "residual-2": zeros(MOST, config.hidden_size),
+            "halves": zeros(MOST, config.hidden_size, dtype=half),
+            "delta": zeros(MOST, config.hidden_size),
+            "qkv": zeros(MOST, widest),
+            "attended": zeros(MOST, max(heads), dtype=half),
+            "gated": zeros(MOST, max(config.intermediate_sizes), dtype=half),
+            "per-layer-gated": zeros(MOST, max(config.per_layer_size, 1), dtype=half),
+            "projected": zeros(MOST, extra),
+            "per-layer": zeros(MOST, extra),
+            "part": zeros(kv, _SPLITS, rows, max(config.head_dims)),
+            "most": zeros(kv, _SPLITS, rows),
+            "total": zeros(kv, _SPLITS, rows),
+            "arrived": zeros(kv, dtype=whole),
+            "best": zeros(blocks, MOST),
+            "best_at": zeros(blocks, MOST, dtype=whole),
+            "choices": zeros(MOST, dtype=whole),
+            "history": zeros(self.max_context, dtype=whole),
+            "count": zeros(1, dtype=whole),
+            "logits": zeros(MOST, config.vocab_size),
+        }
+
+    def _planned(self, m: int, output: str) -> list[Launch]:
+        buffers, make = self._buffers, self._multiplier
+        if output.startswith("head-"):  # the rest was done by the eager layers
+            last = Stream(buffers["residual"], norm=self._float(self.norm))
+            return self._answer(m, output.removeprefix("head-"), last)
+        launches = self._embedding(m)
+        free = [buffers["residual"], buffers["residual-2"]]
+        stream = Stream(free[0])
+
+        def moved(norm: RMSNorm | None) -> Stream:
+            """What the next matrix reads; the sum goes to the buffer that is free."""
+            keep = free[1] if stream.delta is not None else None
+            if keep is not None:
+                free.reverse()
+            return replace(stream, keep=keep, norm=self._float(norm))
+
+        delta, silu = buffers["delta"], self.config.family == "llama"
+        for index, layer in enumerate(self.layers):
+            launches.append(
+                make.store("qkv", layer.qkv.qkv, m, moved(layer.input_norm), buffers["qkv"])
+            )
+            launches.append(self._attention(m, index))
+            launches.append(make.store("attention-out", layer.out, m, buffers["attended"], delta))
+            sandwich = not isinstance(layer, LlamaLayer)
+            norm = layer.attention_norm if sandwich else None
+            stream = Stream(free[0], delta, self._float(norm))
+            launches.append(
+                make.gated(
+                    "gate-up",
+                    layer.mlp.gate_up,
+                    m,
+                    moved(layer.mlp_norm),
+                    buffers["gated"],
+                    silu=silu,
+                )
+            )
+            launches.append(make.store("down", layer.mlp.down, m, buffers["gated"], delta))
+            norm = layer.output_norm if sandwich else None
+            scalar = float(layer.scalar) if isinstance(layer, Gemma4Layer) else 1.0
+            stream = Stream(free[0], delta, self._float(norm), scalar)
+            if isinstance(layer, Gemma4Layer) and layer.gate is not None:
+                stream = replace(stream, scale=1.0)
+                launches += self._gate(m, index, layer, moved(None))
+                stream = Stream(free[0], delta, self._float(layer.gate.norm), scalar)
+        return launches + self._answer(m, output, moved(self.norm))
+
+    def _answer(self, m: int, output: str, last: Stream) -> list[Launch]:
+        buffers, make, head = self._buffers, self._multiplier, self._head
+        if output == "logits":
+            return [make.store("head", head, m, last, buffers["logits"])]
+        return [
+            make.best("head", head, m, last, buffers["best"], buffers["best_at"]),
+            make.choose(make.grid(head), m, buffers, feed_back=output == "feed-back"),
+        ]
+
+    def _gate(self, m: int, index: int, layer: Gemma4Layer, source: Stream) -> list[Launch]:
+        buffers, make, size = self._buffers, self._multiplier, self.config.per_layer_size
+        gate = layer.gate
+        assert gate is not None
+        own = buffers["per-layer"].view(-1)[index * size :]
+        stride, gated = self.config.num_layers * size, buffers["per-layer-gated"]
+        return [
+            make.per_layer("per-layer", gate.down, m, source, gated, own, stride),
+            make.store("per-layer", gate.up, m, gated, buffers["delta"]),
+        ]
+
+    def _embedding(self, m: int) -> list[Launch]:
+        buffers, config = self._buffers, self.config
+        scale = 1.0 if self.embedding_scale is None else float(self.embedding_scale)
+        block = 512
+        grid = (m, triton.cdiv(config.hidden_size, block))
+
+        def run() -> None:
+            embed[grid](
+                buffers["tokens"], self.embedding, scale, buffers["residual"], buffers["halves"],
+                HIDDEN=config.hidden_size, BLOCK=block, DEPENDENT=self._dependent,
+                launch_pdl=self._dependent,
+            )  # fmt: skip
+
+        launches = [Launch("embedding", 2 * config.hidden_size, run)]
+        if self.per_layer is None:
+            return launches
+        inputs, size, layers = self.per_layer, config.per_layer_size, config.num_layers
+        weight = self._float(inputs.norm)
+
+        def run_per_layer() -> None:
+            per_layer_inputs[(m, layers)](
+                buffers["tokens"], inputs.table, buffers["projected"], weight,
+                buffers["per-layer"], inputs.table_scale, inputs.projection_scale, config.norm_eps,
+                LAYERS=layers, SIZE=size, BLOCK=triton.next_power_of_2(size),
+                DEPENDENT=self._dependent, launch_pdl=self._dependent,
+            )  # fmt: skip
+
+        return [
+            *launches,
+            self._multiplier.store(
+                "per-layer", inputs.projection, m, buffers["halves"], buffers["projected"]
+            ),
+            Launch("per-layer", 2 * layers * size, run_per_layer),
+        ]
+
+    def _attention(self, m: int, index: int) -> Launch:
+        config, buffers, layer = self.config, self._buffers, self.layers[index]
+        source = config.kv_sources[index]
+        cache = self.caches[index if source is None else source]
+        assert isinstance(cache, StaticCache)
+        cos, sin = self._angles[config.ropes[index]]
+        kv_heads = config.kv_heads[index]
+        group = config.num_heads // kv_heads
+        normed = not isinstance(layer, LlamaLayer)
+        query_norm = self._float(layer.query_norm) if normed else buffers["delta"]
+        key_norm = self._float(layer.key_norm) if normed and source is None else query_norm
+        constants = {
+            "M": m,
+            "GROUP": group,
+            "KV_HEADS": kv_heads,
+            "HEAD_DIM": config.head_dims[index],
+            "WINDOW": config.windows[index] or 0,
+            "SPLITS": _SPLITS,
+            "ROWS": max(16, triton.next_power_of_2(m * group)),
+            "CONTEXT": self.max_context,
+            "PAGE": 0,
+            "SHARED": source is not None,
+            "NORMS": normed,
+            "VALUE_NORM": config.family == "gemma4",
+            "INT8": False,
+            "DEPENDENT": self._dependent,
+            "TILE": TILE,
+            "DTYPE": tl.bfloat16,
+        }
+
+        def run() -> None:
+            decode_attention[(kv_heads, _SPLITS)](
+                buffers["qkv"], cos, sin, query_norm, key_norm, cache.key, cache.value,
+                cache.key, cache.value, buffers["tokens"], buffers["position"],
+                buffers["attended"], buffers["part"], buffers["most"], buffers["total"],
+                buffers["arrived"], config.norm_eps, config.attention_scale,
+                **constants, num_warps=8, launch_pdl=self._dependent,
+            )  # fmt: skip
+
+        return Launch("attention", 0, run)
+
+
+def _check(config: ModelConfig, levers: Levers) -> None:
+    if levers.dtype != "bfloat16":
+        raise ValueError(f"step={levers.step} needs dtype=bfloat16, not {levers.dtype}")
+    if any(config.values_are_keys):
+        raise ValueError(f"step={levers.step} has no code for values that are the keys")
+    if config.hidden_size > 4096:
+        raise ValueError(f"step={levers.step} needs a hidden_size of at most 4096")

@@ -1,0 +1,164 @@
+"""Weights laid out for `gemv.cu`, and the way back to a dense matrix, which a prompt goes through.
+
+A matrix is held once. Few vectors are multiplied by the packed kernel; many go through a dense copy
+that is made for the moment, since unpacking costs little beside a product with a whole prompt.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from ..quantise import int4_groups, int4_symmetric, int8_rows
+
+TILE = 16
+DENSE, INT8, INT4 = 0, 1, 2
+_UNIT = {DENSE: 16, INT8: 32, INT4: 64}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a matrix is held: dense, int8, int4-gN, int4-channel; int4 with minima or symmetric."""
+
+    number: int
+    group: int = 0  # columns; 0: all of a row
+    asymmetric: bool = False
+
+
+def read_scheme(name: str) -> Scheme:
+    """Read a lever's value: dense, int8, int4-g128, int4-channel, each int4 perhaps with -sym."""
+    if name == "dense":
+        return Scheme(DENSE)
+    if name == "int8":
+        return Scheme(INT8)
+    size = name.removeprefix("int4-").removesuffix("-sym")
+    group = 0 if size == "channel" else int(size.removeprefix("g"))
+    return Scheme(INT4, group, asymmetric=not name.endswith("-sym"))
+
+
+class PackedLinear:
+    """y = W xᵀ with W [rows, columns] in tiles of 16 rows.
+
+    Args:
+        interleave: the first and the second half of the rows alternate, eight by eight (gate and
+            up of a feed-forward layer), so that one tile has both halves of its outputs.
+
+    Raises:
+        ValueError: columns that fill no whole units, or a group that doesn't divide them.
+    """
+
+    def __init__(self, weight: Tensor, scheme: str, *, interleave: bool = False) -> None:
+        self.scheme = read_scheme(scheme)
+        self.rows, self.columns = weight.shape
+        self.interleave, self.dtype = interleave, weight.dtype
+        unit = _UNIT[self.scheme.number]
+        if self.columns % unit:
+            raise ValueError(f"{scheme}: {self.columns} columns are no multiple of {unit}")
+        self.group = self.scheme.group or self.columns
+        self.tiles = -(-self.rows // TILE)
+        ordered = self._ordered(weight)
+        if self.tiles * TILE != self.rows:
+            pad = weight.new_zeros(self.tiles * TILE - self.rows, self.columns)
+            ordered = torch.cat((ordered, pad))
+        self.scales: Tensor | None = None
+        if self.scheme.number == DENSE:
+            self.weights = _to_lanes(ordered.to(torch.bfloat16), 16)
+        elif self.scheme.number == INT8:
+            codes, scales = int8_rows(ordered)
+            shifted = (codes.to(torch.int16) + 128).to(torch.uint8)
+            self.weights = _to_lanes(shifted, 32)
+            self.scales = scales.view(self.tiles, TILE).contiguous()
+        else:
+            self._pack_int4(ordered)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one multiplication reads."""
+        return self.weights.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply x [rows, columns] through a dense copy."""
+        return F.linear(x, self.dense())
+
+    def dense(self) -> Tensor:
+        """Return the weights as the kernel sees them, [rows, columns]."""
+        tiled: Tensor
+        if self.scheme.number == DENSE:
+            tiled = _from_lanes(self.weights, self.columns)
+        elif self.scheme.number == INT8:
+            assert self.scales is not None
+            codes = _from_lanes(self.weights, self.columns)
+            tiled = (codes.to(self.dtype) - 128) * self.scales.view(-1, 1).to(self.dtype)
+        else:
+            tiled = self._dense_int4()
+        if self.interleave:
+            tiled = tiled.view(-1, 2, TILE // 2, self.columns).transpose(0, 1)
+            tiled = tiled.reshape(-1, self.columns)
+        return tiled[: self.rows].to(self.dtype)
+
+    def _ordered(self, weight: Tensor) -> Tensor:
+        if not self.interleave:
+            return weight
+        if self.rows % TILE:
+            raise ValueError(f"{self.rows} rows of gate and up are no multiple of {TILE}")
+        halves = weight.view(2, -1, TILE // 2, self.columns)
+        return halves.transpose(0, 1).reshape(self.rows, self.columns)
+
+    def _pack_int4(self, weight: Tensor) -> None:
+        if self.columns % self.group or self.group % 32:
+            raise ValueError(
+                f"int4 groups of {self.group} columns: has to divide {self.columns} columns and be "
+                "a multiple of 32"
+            )
+        if self.scheme.asymmetric:
+            codes, scale, minimum = int4_groups(weight, self.group, torch.float16)
+            tables = torch.stack((scale, minimum), -1)  # [rows, groups, 2]
+        else:
+            codes, scale = int4_symmetric(weight, self.group, torch.float16)
+            tables = scale[..., None]
+        groups = self.columns // self.group
+        by_tile = tables.view(self.tiles, TILE, groups, -1).transpose(1, 2)
+        self.scales = by_tile.contiguous()  # [tiles, groups, 16, 1 or 2]
+        self.weights = _to_lanes(codes, 64)
+
+    def _dense_int4(self) -> Tensor:
+        assert self.scales is not None
+        codes = _from_lanes(self.weights, self.columns)
+        rows, groups = codes.shape[0], self.columns // self.group
+        tables = self.scales.transpose(1, 2).reshape(rows, groups, -1).float()
+        scale = tables[..., :1]
+        minimum = tables[..., 1:] if self.scheme.asymmetric else -8.0 * scale
+        wide = codes.view(rows, groups, self.group).to(torch.float32) * scale + minimum
+        return wide.view(rows, self.columns)
+
+
+def _to_lanes(codes: Tensor, unit: int) -> Tensor:
+    """Lay [rows, columns] out as [tiles, units, 32 lanes, 16 bytes]; see gemv.cu."""
+    rows, columns = codes.shape
+    # [tile, half, g, unit, block, t, pair, one] with row = 8 half + g, column = 4t + 2 pair + one
+    split = codes.view(rows // TILE, 2, 8, columns // unit, unit // 16, 4, 2, 2)
+    lanes = split.permute(0, 3, 2, 5, 4, 6, 1, 7)  # tile, unit, g, t, block, pair, half, one
+    if unit == 16:  # bf16: (half, one) is the order of the four registers' halves
+        return lanes.contiguous()
+    if unit == 32:  # bytes of a word: one outside, half inside
+        return lanes.transpose(6, 7).contiguous()
+    # Half-bytes 0 … 3: (pair, half) of the even columns; 4 … 7: of the odd ones.
+    nibbles = lanes.permute(0, 1, 2, 3, 4, 7, 5, 6).reshape(*lanes.shape[:5], 8)
+    return (nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)).contiguous()
+
+
+def _from_lanes(lanes: Tensor, columns: int) -> Tensor:
+    """Undo `_to_lanes`: [rows, columns]."""
+    tiles, units = lanes.shape[:2]
+    blocks = columns // units // 16
+    if blocks == 4:
+        halves = torch.stack((lanes & 15, lanes >> 4), -1)
+        nibbles = halves.view(tiles, units, 8, 4, 4, 2, 2, 2)  # …, one, pair, half
+        ordered = nibbles.permute(0, 1, 2, 3, 4, 6, 7, 5)
+    elif blocks == 2:
+        ordered = lanes.transpose(6, 7)
+    else:
+        ordered = lanes
+    # tile, unit, g, t, block, pair, half, one → tile, half, g, unit, block, t, pair, one
+    return ordered.permute(0, 6, 2, 1, 4, 3, 5, 7).reshape(tiles * TILE, columns)
