@@ -23,13 +23,19 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from .gguf_check import check_gguf
+
 
 def convert_gguf(source: Path, into: Path) -> None:
     """Dequantise a GGUF once, to bfloat16 safetensors, with its tokenizer.
 
     A fresh model is built from the configuration without its quantisation entry: saving the loaded
     one would write weights that claim to be a GGUF still.
+
+    Raises:
+        ValueError: a file that transformers would not read whole.
     """
+    check_gguf(source)
     folder, name = source.parent, source.name
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     config = loaded.config

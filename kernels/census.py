@@ -17,12 +17,12 @@ _BYTES = {"float32": 4.0, "bfloat16": 2.0}
 
 
 class Matrix(NamedTuple):
-    """`count` matrices of one size, part of the component `name`."""
+    """`copies` matrices of one size, part of the component `name`."""
 
     name: str
     outputs: int
     inputs: int
-    count: int
+    copies: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ModelShape:
             found["per-layer", size, hidden] += self.num_layers
             found["per-layer", hidden, size] += self.num_layers
             found["per-layer", self.num_layers * size, hidden] += 1
-        return tuple(Matrix(*key, count) for key, count in found.items())
+        return tuple(Matrix(*key, copies) for key, copies in found.items())
 
 
 def read_shape(model_dir: Path) -> ModelShape:
@@ -156,8 +156,8 @@ def bytes_per_token(
     dtype = settings.get("dtype", "bfloat16")
     weights, head = settings.get("weights", "dense"), settings.get("head", "dense")
     census: dict[str, float] = {}
-    for name, outputs, inputs, count in shape.matrices:
-        read = count * matrix_bytes(outputs, inputs, weights, dtype)
+    for name, outputs, inputs, copies in shape.matrices:
+        read = copies * matrix_bytes(outputs, inputs, weights, dtype)
         census[name] = census.get(name, 0.0) + read
     census["head"] = matrix_bytes(shape.vocab_size, shape.hidden_size, head, dtype)
     # Every layer reads the keys and values that it sees, also where an earlier layer holds them.

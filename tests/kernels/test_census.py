@@ -36,7 +36,7 @@ def test_e4b_reads_what_the_challenge_counted(
 
 
 def _multiplied(shape: ModelShape) -> int:
-    return sum(m.outputs * m.inputs * m.count for m in shape.matrices)
+    return sum(m.outputs * m.inputs * m.copies for m in shape.matrices)
 
 
 def test_e4b_multiplies_the_challenge_s_number_of_weights(home: Path) -> None:

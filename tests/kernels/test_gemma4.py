@@ -280,6 +280,20 @@ def test_every_tensor_is_made_on_the_engine_s_device(
             assert engine.reveal(9).dtype == torch.float32
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_gemma3", "tiny_gemma4", "tiny_gemma4_wide"])
+def test_a_gpu_computes_what_transformers_computes(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model_dir = request.getfixturevalue(family)
+    for levers in EXACT_LEVERS:
+        engine = engine_with(model_dir, tmp_path, **levers)
+        assert engine.model.embedding.is_cuda
+        ours = engine_logits(engine, TOKENS, 30)
+        torch.testing.assert_close(ours, reference_logits(model_dir), atol=1e-3, rtol=0)
+        assert engine.begin(TOKENS).device.type == "cpu"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
