@@ -73,7 +73,7 @@ class NativeModel:
         *,
         portable: bool = False,
     ) -> None:
-        _check(config, levers)
+        _check(config, levers, ckpt.device)
         self.config, self.levers, self.max_context = config, levers, max_context
         self.length = 0
         self._c = native_functions()
@@ -213,7 +213,9 @@ class NativeModel:
         return tensor.data_ptr()
 
 
-def _check(config: ModelConfig, levers: Levers) -> None:
+def _check(config: ModelConfig, levers: Levers, device: torch.device) -> None:
+    if device.type != "cpu":
+        raise ValueError(f"step=native runs on a CPU, not on {device.type}")
     if config.family not in _NORM_NAMES:
         raise ValueError(f"step=native decodes {' and '.join(_NORM_NAMES)}, not {config.family}")
     if levers.dtype != "bfloat16":
