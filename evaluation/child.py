@@ -180,14 +180,14 @@ class ChildEngine:
             if has_data(self._sock):
                 raise InvalidOutputError("it answered before it was asked")
             answer = self._exchange(request, timeout_s)
+            self._stop()
+            if self._fence is not None:  # what it has queued on the GPU doesn't stop with it
+                self._fence.wait()
         except EngineError as error:
             error.log = error.log or self._printed()
             with contextlib.suppress(EngineFailedError):  # the first failure is the one to report
                 self._stop()
             raise
-        self._stop()
-        if self._fence is not None:  # what it has queued on the GPU doesn't stop with it
-            self._fence.wait()
         return _Asked(answer, time.perf_counter() - start)
 
     def _wake(self) -> None:
