@@ -152,6 +152,17 @@ def test_void_pairs_are_measured_again_even_after_a_crash(loop: Loop) -> None:
     assert [bool(p.void) for p in evidence.pairs].count(True) == 3
 
 
+def test_third_disturbed_attempt_counts_and_is_told(loop: Loop) -> None:
+    loop.evaluator.disturbed = Counter({(Stage.SCREEN, 1): 3, (Stage.SCREEN, 2): 2})
+    run = loop.start(experiments=1)
+    loop.drive(run, fixed({"weights": "int8"}))
+    told = [text for text in loop.texts("benchmarker") if "counts" in text]
+    assert told == [
+        "pair 2 counts, the last attempt at it: others used 60% of the cores, 25% is allowed"
+    ]
+    assert sum("is void" in text for text in loop.texts("benchmarker")) == 4
+
+
 class Meddler(OfflineCoder):
     """A coder that also edits source."""
 
