@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_challenge import TINY
 
 from slipstream.evaluation import evaluator as module
 from slipstream.evaluation.challenge import parse_challenge
@@ -15,12 +16,6 @@ from slipstream.kernels.census import read_shape
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import Tree, VariantStore, seed_tree
 
-CHALLENGE = """
-name = "tiny"
-title = "a random model of three layers"
-model = "random:tiny-llama"
-device = "cpu"
-"""
 PROMPTS = [Prompt("p", "random", Split.PUBLIC, (1, 2, 3))]
 SHIPPED = seed_tree(SEED_SETTINGS)
 Start = Callable[[Tree, bool], None]
@@ -34,7 +29,7 @@ def start(home: Path, tmp_path: Path, tiny_llama: Path) -> Start:
     def try_out(tree: Tree, unsafe_local: bool) -> None:
         store.add(tree)
         evaluator = LocalEvaluator(
-            parse_challenge(CHALLENGE, source="tiny"),
+            parse_challenge(TINY, source="tiny"),
             tiny_llama,
             PROMPTS,
             PROMPTS,
