@@ -1,9 +1,10 @@
 """An engine in a child process: the parent owns the clock, the prompts and the numbers.
 
-Between two requests all processes of the engine are stopped: what it doesn't do on the clock it
-doesn't do at all, least of all while its rival is timed. The clock runs from right before it is
-woken until it is stopped again, and its GPU idle. CPU time that it uses while it is stopped makes
-its output invalid.
+Between two requests all processes in the sandbox are stopped: what an engine doesn't do on the
+clock it doesn't do at all, least of all while its rival is timed. Without a sandbox only the
+worker's process group is stopped. The clock runs from right before it is woken until it is stopped
+again, and its GPU, given a fence, idle. CPU time that it uses while it is stopped makes its output
+invalid.
 """
 
 import contextlib
