@@ -14,6 +14,7 @@ _REOPEN = {
     Cause.QUALITY: "with finer groups, a better rounding method, or under a looser tier",
     Cause.POWER: "with more pairs or on a quieter machine",
     Cause.ENGINE: "when the engine's source or the machine changes",
+    Cause.EXPOSED: "on a machine that has a sandbox",
     Cause.BUDGET: "in the next run",
     Cause.CLAIMED: "once the other run has let go of it without a result",
 }

@@ -4,8 +4,9 @@
 
 Each writer claims a variant, writes a hypothesis, an experiment, three pairs under the claim and a
 verdict, and starts again; all of them hit the same few ledger entries. A tenth of the claims are
-on the same keys, so that writers compete. Afterwards every acknowledged row must be there, and the
-ledger must count what the verdicts say: no update is lost. Every error counts, deadlocks first.
+on the same keys, so that writers compete. The clock starts when all of them are ready, and stops
+when the last is through. Afterwards every acknowledged row must be there, and the ledger must count
+what the verdicts say: no update is lost. Every error counts, deadlocks first.
 
 The last line is JSON.
 """
@@ -41,11 +42,16 @@ from slipstream.memory.queries import TABLES
 from slipstream.memory.records import Experiment, Finding, Hypothesis, Variant
 from slipstream.memory.store import Memory, open_memory
 
+SHARED_EVERY = 10
 SHARED_KEYS = 4
 
 
-def write(url: str, number: int, until: float, results: Any) -> None:
-    """Write until the time is up; report what was acknowledged and how long each verdict took."""
+def write(url: str, number: int, seconds: float, ready: Any, results: Any) -> None:
+    """Write until the time is up; report what was acknowledged and how long each took.
+
+    Args:
+        ready: barrier that all writers wait at before they begin.
+    """
     acknowledged: list[str] = []
     errors: list[str] = []
     times: list[float] = []
@@ -55,7 +61,9 @@ def write(url: str, number: int, until: float, results: Any) -> None:
         memory.add_run(run)
         memory.add_variant(Variant(f"w{number}-seed", None, "e", {}, run.id, 1.0))
         count = 0
-        while time.time() < until:
+        ready.wait(timeout=300)
+        started = time.perf_counter()
+        while time.perf_counter() < started + seconds:
             count += 1
             try:
                 begun = time.perf_counter()
@@ -66,14 +74,15 @@ def write(url: str, number: int, until: float, results: Any) -> None:
                     refused += 1
             except Exception as error:  # counted and shown
                 errors.append(f"{type(error).__name__}: {error}"[:200])
-    results.put((acknowledged, errors, times, refused))
+        elapsed_s = time.perf_counter() - started
+    results.put((acknowledged, errors, times, refused, elapsed_s))
 
 
 def one(memory: Memory, run: str, number: int, count: int) -> bool:
     """Carry one experiment through; return False if its claim was somebody else's."""
     name = f"{run}-{count:05d}"
-    shared = count % 10 == 0
-    key = f"measure|c|m|shared-{count % SHARED_KEYS}" if shared else f"measure|c|m|{name}"
+    turn, rest = divmod(count, SHARED_EVERY)
+    key = f"measure|c|m|{name}" if rest else f"measure|c|m|shared-{turn % SHARED_KEYS}"
     claim = memory.claims.acquire(key, run)
     if not isinstance(claim, Claim):
         return False
@@ -96,19 +105,20 @@ def measure(url: str, folder: Path, writers: int, seconds: float) -> dict[str, A
     open_memory(url).close()
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    until = time.time() + seconds + 5.0  # they need a moment to start
+    ready = context.Barrier(writers)
     processes = [
-        context.Process(target=write, args=(url, number, until, results))
+        context.Process(target=write, args=(url, number, seconds, ready, results))
         for number in range(writers)
     ]
     for process in processes:
         process.start()
-    told = [results.get(timeout=seconds + 120) for _ in processes]
+    told = [results.get(timeout=seconds + 420) for _ in processes]
     for process in processes:
         process.join()
     acknowledged = {name for names, *_ in told for name in names}
     errors = [error for _, own, *_ in told for error in own]
-    times = [value for *_, own, _ in told for value in own]
+    times = [value for _, _, own, *_ in told for value in own]
+    elapsed_s = max(own for *_, own in told)
     with open_memory(url) as memory:
         judged = {e.id for e in memory.experiments() if e.verdict is not None}
         ledger = TABLES["ledger"]
@@ -120,13 +130,13 @@ def measure(url: str, folder: Path, writers: int, seconds: float) -> dict[str, A
         faults = upkeep.check(memory, *stores, folder / "runs")
     return {
         "writers": writers,
-        "seconds": seconds,
+        "seconds": elapsed_s,
         "experiments": len(judged),
-        "experiments_per_s": len(judged) / seconds,
-        "rows_per_s": 8 * len(judged) / seconds,
+        "experiments_per_s": len(judged) / elapsed_s,
+        "rows_per_s": 8 * len(judged) / elapsed_s,
         "median_ms": 1e3 * statistics.median(times),
         "p99_ms": 1e3 * sorted(times)[int(0.99 * len(times))],
-        "claims_refused": sum(refused for *_, refused in told),
+        "claims_refused": sum(refused for *_, refused, _ in told),
         "deadlocks": sum("deadlock" in error or "locked" in error for error in errors),
         "errors": len(errors),
         "lost": len(acknowledged - judged),

@@ -50,6 +50,7 @@ class Cause(StrEnum):
     CONTRADICTION = "contradiction"  # timed tokens and scored logits are not one engine's
     POWER = "power"
     ENGINE = "engine"
+    EXPOSED = "exposed"  # changed source, and no sandbox to run it in
     BUDGET = "budget"
     CLAIMED = "claimed"  # somebody else is measuring the same tree
     START = "start"  # the run's first champion, measured to have something to compare with

@@ -20,6 +20,9 @@ class Tier(StrEnum):
     CHALLENGE = "challenge"
 
 
+MOST_SCREEN_PAIRS = 16  # a deck of prompts has room for as many, before the test begins
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,7 +54,7 @@ class Quality(_Strict):
 class Acceptance(_Strict):
     """Numbers of pairs per stage, and the level of the one-sided paired test."""
 
-    screen_pairs: int = Field(3, ge=2)
+    screen_pairs: int = Field(3, ge=2, le=MOST_SCREEN_PAIRS)
     test_pairs: int = Field(8, ge=4)
     confirm_pairs: int = Field(12, ge=4)
     noise_pairs: int = Field(6, ge=4)

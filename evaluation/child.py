@@ -1,9 +1,10 @@
 """An engine in a child process: the parent owns the clock, the prompts and the numbers.
 
-Between two requests all processes of the engine are stopped: what it doesn't do on the clock it
-doesn't do at all, least of all while its rival is timed. The clock runs from right before it is
-woken until it is stopped again, and its GPU idle. CPU time that it uses while it is stopped makes
-its output invalid.
+Between two requests all processes in the sandbox are stopped: what an engine doesn't do on the
+clock it doesn't do at all, least of all while its rival is timed. Without a sandbox only the
+worker's process group is stopped. The clock runs from right before it is woken until it is stopped
+again, and its GPU, given a fence, idle. CPU time that it uses while it is stopped makes its output
+invalid.
 """
 
 import contextlib
@@ -180,14 +181,14 @@ class ChildEngine:
             if has_data(self._sock):
                 raise InvalidOutputError("it answered before it was asked")
             answer = self._exchange(request, timeout_s)
+            self._stop()
+            if self._fence is not None:  # what it has queued on the GPU doesn't stop with it
+                self._fence.wait()
         except EngineError as error:
             error.log = error.log or self._printed()
             with contextlib.suppress(EngineFailedError):  # the first failure is the one to report
                 self._stop()
             raise
-        self._stop()
-        if self._fence is not None:  # what it has queued on the GPU doesn't stop with it
-            self._fence.wait()
         return _Asked(answer, time.perf_counter() - start)
 
     def _wake(self) -> None:

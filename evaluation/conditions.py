@@ -5,12 +5,12 @@ is watched; a disturbed one is void, logged, and measured again.
 """
 
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from .hardware import ask_gpus, visible_gpus
 
 _CPU = Path("/sys/devices/system/cpu")
 _THERMAL = Path("/sys/class/thermal")
@@ -77,18 +77,27 @@ class Watch:
 
     def verdict(self, conditions: Conditions) -> str:
         """Return why what was timed under these conditions is void; empty if it isn't."""
-        if conditions.throttled:
-            return f"the GPU was throttled: {conditions.throttled}"
-        if conditions.tenants:
-            return f"{conditions.tenants} other processes compute on the GPU"
-        taken = (conditions.others or 0.0) + (conditions.steal or 0.0)
-        if taken > self._max_disturbance:
-            return f"others used {taken:.0%} of the cores, {self._max_disturbance:.0%} is allowed"
-        return ""
+        return disturbance(conditions, self._max_disturbance)
 
     def _used_s(self) -> float:
         mine = os.times()
         return self._own_s() + mine.user + mine.system
+
+
+def disturbance(conditions: Conditions, max_disturbance: float) -> str:
+    """Return what disturbed something that was timed; empty if nothing did.
+
+    Args:
+        max_disturbance: share of all cores that others may use.
+    """
+    if conditions.throttled:
+        return f"the GPU was throttled: {conditions.throttled}"
+    if conditions.tenants:
+        return f"{conditions.tenants} other processes compute on the GPU"
+    taken = (conditions.others or 0.0) + (conditions.steal or 0.0)
+    if taken > max_disturbance:
+        return f"others used {taken:.0%} of the cores, {max_disturbance:.0%} is allowed"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -159,12 +168,6 @@ def is_descendant(pid: int) -> bool:
 
 
 def _ask_gpu(query: str) -> str:
-    if shutil.which("nvidia-smi") is None:
-        return ""
-    done = subprocess.run(
-        ["nvidia-smi", query, "--format=csv,noheader,nounits", "--id=0"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return "" if done.returncode else done.stdout.strip()
+    """Ask about the GPU that engines run on: the first that CUDA shows."""
+    visible = visible_gpus()
+    return ask_gpus(query, ["0"] if visible is None else visible[:1])

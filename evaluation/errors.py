@@ -21,6 +21,10 @@ class EngineFailedError(EngineError):
     """The engine crashed, refused or ran out of time: the verdict is *failed*."""
 
 
+class ExposedError(EngineFailedError):
+    """Changed source was not run, because there is no sandbox here; elsewhere there may be one."""
+
+
 class InvalidOutputError(EngineError):
     """The engine broke the protocol (wrong count, garbage, NaN …): the verdict is *invalid*."""
 

@@ -13,7 +13,7 @@ from .calibration import LogitNoise
 from .challenge import Challenge
 from .child import ChildEngine
 from .conditions import Watch
-from .errors import EngineFailedError, InvalidOutputError
+from .errors import EngineFailedError, ExposedError, InvalidOutputError
 from .fence import GpuFence
 from .forcing import committed_logits
 from .gates import DocumentScore
@@ -208,6 +208,8 @@ class LocalEvaluator:
             return self._warm[name]
         while len(self._warm) >= _NUM_WARM:
             self._warm.popitem(last=False)[1].close()
+        if self._fence is not None:  # an engine before may have ended it
+            self._fence.start()
         variant = name.partition("#")[0]
         workload = self._challenge.workload
         engine = ChildEngine(
@@ -237,7 +239,9 @@ class LocalEvaluator:
         tree = read_tree(folder)
         if tree.id != variant:
             raise EngineFailedError(f"the tree stored as {variant} is {tree.id}: it was changed")
-        no_sandbox = problem() if isinstance(self._sandbox, NoSandbox) else ""
+        no_sandbox = ""
+        if isinstance(self._sandbox, NoSandbox):
+            no_sandbox = problem() or "none was asked for"
         if not self._unsafe_local and (reason := exposure(tree.engine_id, no_sandbox)):
-            raise EngineFailedError(reason)
+            raise ExposedError(reason)
         return folder

@@ -6,8 +6,10 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -73,13 +75,34 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpu_names() -> tuple[str, ...]:
-    if shutil.which("nvidia-smi") is None:
-        return ()
+def visible_gpus() -> tuple[str, ...] | None:
+    """Return the GPUs that `CUDA_VISIBLE_DEVICES` names, numbers or UUIDs; None if it isn't set.
+
+    CUDA shows those before the first that it doesn't know, such as -1, and none if it is empty.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return None
+    return tuple(takewhile(lambda name: name not in ("", "-1"), map(str.strip, named.split(","))))
+
+
+def ask_gpus(query: str, gpus: Sequence[str] | None) -> str:
+    """Return what nvidia-smi answers, one line for each GPU or process; empty if it can't tell.
+
+    Args:
+        gpus: numbers or UUIDs of those that are asked about; None for all.
+    """
+    if shutil.which("nvidia-smi") is None or (gpus is not None and not gpus):
+        return ""
+    chosen = [] if gpus is None else [f"--id={','.join(gpus)}"]
     done = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+        ["nvidia-smi", query, "--format=csv,noheader,nounits", *chosen],
         capture_output=True,
         text=True,
         check=False,
     )
-    return tuple(done.stdout.split("\n")[:-1]) if done.returncode == 0 else ()
+    return "" if done.returncode else done.stdout.strip()
+
+
+def _gpu_names() -> tuple[str, ...]:
+    return tuple(ask_gpus("--query-gpu=name", visible_gpus()).splitlines())

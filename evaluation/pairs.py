@@ -12,6 +12,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from .challenge import MOST_SCREEN_PAIRS
 from .conditions import Conditions, Watch
 from .engine import Engine
 from .prompts import Prompt
@@ -59,8 +60,8 @@ class Pair:
         return math.log(self.tps / self.tps_rival)
 
 
-# The test goes on with the deck where screening, which uses the same one, has left it.
-_DEALT_BEFORE = {Stage.TEST: 32}
+# The test goes on with the deck where screening, which uses the same one, has left it at most.
+_PAIRS_BEFORE = {Stage.TEST: MOST_SCREEN_PAIRS}
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,17 @@ class PairPlan:
         """Return prompts and order of one pair.
 
         Prompts are dealt from a shuffled deck that mixes variations of all kinds; while it lasts,
-        no prompt is dealt twice in a race, screening and testing taken together. Orders come in
-        twos, one of each, so that a stage is balanced.
+        no prompt is dealt twice in a race, screening, testing and further attempts taken together:
+        those are dealt from the other end. Orders come in twos, one of each, so that a stage is
+        balanced.
         """
-        deck = self._rng(f"deck {attempt}").permutation(len(self.prompts))
+        deck = self._rng("deck").permutation(len(self.prompts))
         flips = self._rng(f"order {self.stage} {attempt}").integers(0, 2, 4096)
         first = bool(flips[index // 2 % len(flips)]) ^ bool(index % 2)
-        start = 2 * index + _DEALT_BEFORE.get(self.stage, 0)
-        one, two = (self.prompts[deck[(start + k) % len(deck)]] for k in range(2))
+        place = index + _PAIRS_BEFORE.get(self.stage, 0)
+        if attempt:
+            place = -1 - ((MAX_ATTEMPTS - 1) * place + attempt - 1)
+        one, two = (self.prompts[deck[(2 * place + k) % len(deck)]] for k in range(2))
         return (one, two), "ABBA" if first else "BAAB"
 
     def _rng(self, purpose: str) -> np.random.Generator:

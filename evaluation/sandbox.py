@@ -113,10 +113,7 @@ class Sandbox:
             "--",
         ]
         arguments += keeper_command("/inside", sockets, limits)
-        given = environment("/tmp")
-        if self._gpu:  # where the driver's libraries are, and which GPU is ours
-            given |= {name: os.environ[name] for name in _GPU_VARIABLES if name in os.environ}
-        return Launch(arguments, "/variant", "/model", given)
+        return Launch(arguments, "/variant", "/model", environment("/tmp", gpu=self._gpu))
 
     def _mounts(self, limits: Limits) -> list[str]:
         size = str(limits.scratch_bytes)
@@ -146,11 +143,15 @@ class NoSandbox:
 
     name = "none"
 
+    def __init__(self, *, gpu: bool = False) -> None:
+        self._gpu = gpu
+
     def launch(self, tree: Path, model: Path, descriptors: Sequence[int], limits: Limits) -> Launch:
         """Return how to start the keeper of an engine; arguments are those of `Sandbox.launch`."""
         scratch = Path(tempfile.mkdtemp(prefix="slipstream-child-"))
         command = keeper_command(str(_INSIDE), descriptors[:2], limits)
-        return Launch(command, str(tree), str(model), environment(str(scratch)), scratch)
+        given = environment(str(scratch), gpu=self._gpu)
+        return Launch(command, str(tree), str(model), given, scratch)
 
 
 AnySandbox = Sandbox | NoSandbox
@@ -162,9 +163,16 @@ def keeper_command(inside: str, descriptors: Sequence[int], limits: Limits) -> l
     return [sys.executable, "-I", f"{inside}/keeper.py", *map(str, descriptors), rlimits]
 
 
-def environment(home: str) -> dict[str, str]:
-    """Return an engine's whole environment: nothing of the parent's, no keys."""
-    return {
+def environment(home: str, *, gpu: bool = False) -> dict[str, str]:
+    """Return an engine's whole environment: no keys, and of the parent's nothing but the GPU's.
+
+    Args:
+        gpu: tell where the driver's libraries are and which GPU is ours; otherwise show none.
+    """
+    given = {"CUDA_VISIBLE_DEVICES": ""}
+    if gpu:
+        given = {name: os.environ[name] for name in _GPU_VARIABLES if name in os.environ}
+    return given | {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": home,
         "TMPDIR": home,
@@ -178,7 +186,7 @@ def environment(home: str) -> dict[str, str]:
 
 def choose(*, gpu: bool = False) -> AnySandbox:
     """Return the sandbox if it starts here; otherwise no sandbox."""
-    return NoSandbox() if problem() else Sandbox(gpu=gpu)
+    return NoSandbox(gpu=gpu) if problem() else Sandbox(gpu=gpu)
 
 
 @cache

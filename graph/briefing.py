@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from slipstream.agents.roles import Briefing, Island, Trial
+from slipstream.evaluation.acceptance import Cause
 from slipstream.evaluation.gates import GATES
 from slipstream.evaluation.statistics import Estimate
 from slipstream.kernels.levers import SEED_SETTINGS
@@ -38,6 +39,8 @@ def brief(context: LoopContext, champion: str, planned: Sequence[Hypothesis]) ->
     for experiment in experiments:
         variant = variants[experiment.variant]
         if experiment.verdict is None or experiment.cause is None or variant.engine != engine:
+            continue
+        if experiment.cause is Cause.EXPOSED:  # it never ran
             continue
         rival = variants.get(experiment.rival)
         if rival is None:  # a baseline is no variant

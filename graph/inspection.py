@@ -12,7 +12,7 @@ from slipstream.memory.records import Experiment
 from .context import LoopContext
 from .state import LoopState
 
-_OPEN = (None, Cause.POWER, Cause.BUDGET, Cause.CLAIMED)
+_OPEN = (None, Cause.POWER, Cause.EXPOSED, Cause.BUDGET, Cause.CLAIMED)
 
 
 def inspect(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def inspect_variant(hypothesis: str, variant: str, context: LoopContext) -> Judg
     if known := known_judgement(variant, hypothesis, context):
         return known
     if reason := refused(context.memory.variant(variant).engine, context):
-        return Judgement(Verdict.FAILED, Cause.ENGINE, reason)
+        return Judgement(Verdict.FAILED, Cause.EXPOSED, reason)
     return None
 
 

@@ -5,7 +5,12 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from slipstream.evaluation.acceptance import Cause, Judgement, Need, Verdict, decide
-from slipstream.evaluation.errors import EngineError, InvalidOutputError, OutOfTimeError
+from slipstream.evaluation.errors import (
+    EngineError,
+    ExposedError,
+    InvalidOutputError,
+    OutOfTimeError,
+)
 
 from .claiming import ClaimedError
 from .context import LoopContext
@@ -50,4 +55,5 @@ def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
 def judgement_of(error: EngineError, context: LoopContext) -> Judgement:
     """Return the verdict on an engine that failed or broke the protocol; its log is kept."""
     verdict = Verdict.INVALID if isinstance(error, InvalidOutputError) else Verdict.FAILED
-    return Judgement(verdict, Cause.ENGINE, str(error), log=context.logs.add(error.log))
+    cause = Cause.EXPOSED if isinstance(error, ExposedError) else Cause.ENGINE
+    return Judgement(verdict, cause, str(error), log=context.logs.add(error.log))

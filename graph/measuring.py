@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from slipstream.evaluation.acceptance import Need
+from slipstream.evaluation.conditions import disturbance
 from slipstream.evaluation.errors import EngineError, OutOfTimeError
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.prompts import Split
@@ -102,6 +103,7 @@ def measure_pairs(
     """Measure the pairs of a stage that memory doesn't have yet."""
 
     def measure(claim: Claim) -> None:
+        max_disturbance = context.challenge.acceptance.max_disturbance
         attempts = 2  # a failed process voids its pair; a second failure is the engine's
         while missing := _missing_pairs(context, experiment, stage, count):
             context.say("benchmarker", f"{stage}: {len(missing)} pairs of {experiment.variant}")
@@ -113,6 +115,9 @@ def measure_pairs(
                         context.say("benchmarker", f"pair {pair.index + 1} is void: {pair.void}")
                         context.check_stop()
                         continue
+                    if disturbed := disturbance(pair.conditions, max_disturbance):
+                        text = f"pair {pair.index + 1} counts, the last attempt at it: {disturbed}"
+                        context.say("benchmarker", text)
                     done += 1
                     figures = f"{pair.tps:.1f} against {pair.tps_rival:.1f} tokens/s"
                     context.say("benchmarker", f"{done}/{count}: {figures}", fleeting=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from slipstream.evaluation.baselines import is_baseline
 from slipstream.evaluation.bench import open_bench
 from slipstream.evaluation.challenge import load_challenge
+from slipstream.evaluation.conditions import disturbance
 from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.home import data_dir
 from slipstream.evaluation.pairs import Pair, Stage
@@ -74,7 +75,9 @@ def race(
                     say(f"void: {pair.void}")
                     continue
                 pairs.append(pair)
-                say(f"pair {len(pairs)}/{num_pairs}: {pair.tps:.1f} against {pair.tps_rival:.1f}")
+                note = disturbance(pair.conditions, challenge.acceptance.max_disturbance)
+                figures = f"{pair.tps:.1f} against {pair.tps_rival:.1f} {note}"
+                say(f"pair {len(pairs)}/{num_pairs}: {figures}")
         except EngineError as error:
             raise SlipstreamError(f"bench {variant} against {against}: {error}") from error
     return (

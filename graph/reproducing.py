@@ -10,6 +10,7 @@ from pathlib import Path
 from slipstream.evaluation.audits import AuditReport, audit_refusal, contradiction, report_audits
 from slipstream.evaluation.bench import open_bench
 from slipstream.evaluation.challenge import Challenge, load_challenge
+from slipstream.evaluation.conditions import disturbance
 from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.evaluator import Evaluator
 from slipstream.evaluation.gates import QualityReport, refusal, report
@@ -111,7 +112,8 @@ def _measure(
     rules = challenge.acceptance
     todo = dict.fromkeys(range(rules.confirm_pairs), 0)
     for pair in evaluator.pairs(name, challenge.baseline, Stage.BASELINE, todo):
-        say(f"pair {pair.index + 1}: {pair.tps:.1f} against {pair.tps_rival:.1f} {pair.void}")
+        note = disturbance(pair.conditions, rules.max_disturbance)
+        say(f"pair {pair.index + 1}: {pair.tps:.1f} against {pair.tps_rival:.1f} {note}")
         if not pair.void:
             pairs.append(pair)
     if not challenge.quality.enabled:

@@ -7,7 +7,6 @@ the rest of the loop. The result is an ordinary repository for `git log` and `gi
 import shutil
 from pathlib import Path
 
-from dulwich.errors import NotGitRepository
 from dulwich.index import commit_tree
 from dulwich.objects import Blob, Commit, ObjectID
 from dulwich.refs import Ref
@@ -35,12 +34,18 @@ class Workshop:
         """
         for lock in self.path.rglob("*.lock"):
             lock.unlink()
-        try:
-            self._repo = Repo(str(self.path))
-        except NotGitRepository:
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True)
-            self._repo = Repo.init_bare(str(self.path), default_branch=b"champion")
+        if not (self.path / "HEAD").exists():
+            self._make()
+        self._repo = Repo(str(self.path))
+
+    def _make(self) -> None:
+        """Make an empty repository beside, whole, and put it in its place at once."""
+        staging = self.path.with_name(f"{self.path.name}.new")
+        for left in (staging, self.path):
+            shutil.rmtree(left, ignore_errors=True)
+        staging.mkdir(parents=True)
+        Repo.init_bare(str(staging), default_branch=b"champion").close()
+        staging.rename(self.path)
 
     def close(self) -> None:
         """Release the repository's files."""

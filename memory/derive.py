@@ -18,6 +18,7 @@ from . import queries
 from .folding import (
     CALIBRATION_KEY,
     LEDGER_KEY,
+    NOT_RUN,
     fold_calibration,
     fold_ledger,
     is_measured,
@@ -169,7 +170,7 @@ def gain_of(race: _Row) -> Estimate:
 
 def _standing(own: Sequence[_Row], baseline: str, speedup: Estimate | None) -> dict[str, Any]:
     """Return a variant's row, without lineage and novelty."""
-    tried = [race for race in own if race["cause"] != Cause.CLAIMED] or own
+    tried = [race for race in own if race["cause"] not in NOT_RUN] or own
     races = [race for race in tried if race["rival"] != baseline] or tried
     judged = races[-1]
     scored = [race for race in own if race["ppl_rise"] is not None]

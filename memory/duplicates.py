@@ -120,6 +120,8 @@ def is_reopened(idea: Idea, refuted: Mapping[Any, Any]) -> bool:
             return now > then
         case Cause.ENGINE | Cause.CONTRADICTION:
             return bool(refuted["engine"] != idea.engine)
+        case Cause.EXPOSED:  # it never ran; here may be a sandbox
+            return True
     return True
 
 

@@ -25,6 +25,7 @@ _CLASSES = {
     Cause.BUDGET: "undecided",
 }
 _RESTS_ON_FIGURES = (Cause.GAIN, Cause.NO_GAIN, Cause.QUALITY, Cause.CONTRADICTION)
+NOT_RUN = (Cause.CLAIMED, Cause.EXPOSED)
 _COUNTS = ("kept", "no_gain", "quality", "failed", "undecided")
 
 
@@ -56,11 +57,12 @@ def fold_ledger(entry: _Row | None, judged: _Row) -> dict[str, Any]:
 def was_tried(judged: _Row) -> bool:
     """Whether a lever was pulled and judged on its own.
 
-    It wasn't at a start, nor where somebody else was at it already, nor where the same tree had
-    been judged before: such a verdict is a copy, without figures.
+    It wasn't at a start, nor where somebody else was at it already, nor where there was no sandbox
+    to run it in, nor where the same tree had been judged before: such a verdict is a copy, without
+    figures.
     """
     is_copy = judged["cause"] in _RESTS_ON_FIGURES and judged["gain"] is None
-    return judged["lever"] is not None and judged["cause"] != Cause.CLAIMED and not is_copy
+    return judged["lever"] is not None and judged["cause"] not in NOT_RUN and not is_copy
 
 
 def _effect(judged: _Row, *, kept: bool) -> dict[str, Any]:

@@ -7,10 +7,10 @@ control socket, which a killed parent does too.
 
 One byte on the control socket is an order, answered with three 8-byte numbers: CPU time used so
 far by all processes of the engine (clock ticks), tasks alive (processes and threads), and resident
-memory (bytes).
+memory (bytes). Outside of a PID namespace it knows of the worker and its process group only.
 
     S   stop all processes, then answer
-    W   answer, then wake them up: more CPU time than at S means that they worked in their sleep
+    W   answer, then wake them up: more CPU time than at S means that they ran while stopped
     L   look
 """
 

@@ -53,6 +53,10 @@ def test_the_gemma_challenge_is_the_seeds() -> None:
             "tier: Input should be 'exact', 'near-lossless' or 'challenge', got",
         ),
         (GOOD + "[workload]\nnum_tokens = 1", "workload.num_tokens: Input should be greater than"),
+        (
+            GOOD + "[acceptance]\nscreen_pairs = 17",
+            "acceptance.screen_pairs: Input should be less than or equal to 16, got 17",
+        ),
         ("name = 'x'", "title: Field required"),
         ("name = ", "not readable as TOML"),
     ],

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from slipstream.evaluation.challenge import MOST_SCREEN_PAIRS
 from slipstream.evaluation.conditions import Conditions, Watch
 from slipstream.evaluation.engine import Generation
-from slipstream.evaluation.pairs import PairPlan, Stage, measure_pair
+from slipstream.evaluation.pairs import MAX_ATTEMPTS, PairPlan, Stage, measure_pair
 from slipstream.evaluation.prompts import Prompt, Split
 
 PROMPTS = [Prompt(f"p{i}", "chat", Split.PUBLIC, (1, 2, i)) for i in range(6)]
@@ -95,11 +96,12 @@ def test_no_prompt_is_dealt_twice_in_a_race() -> None:
     prompts = [Prompt(f"p{i}", "chat", Split.PUBLIC, (i,)) for i in range(288)]
     dealt = [
         prompt.id
-        for stage, count in ((Stage.SCREEN, 3), (Stage.TEST, 32))
+        for stage, count in ((Stage.SCREEN, MOST_SCREEN_PAIRS), (Stage.TEST, 32))
         for index in range(count)
-        for prompt in PairPlan(stage, prompts, 3, "a:b", 10).at(index)[0]
+        for attempt in range(MAX_ATTEMPTS)
+        for prompt in PairPlan(stage, prompts, 3, "a:b", 10).at(index, attempt)[0]
     ]
-    assert len(set(dealt)) == len(dealt) == 70
+    assert len(set(dealt)) == len(dealt) == 2 * (16 + 32) * 3
 
 
 def test_plan_is_the_same_after_a_restart_and_differs_by_stage_seed_and_race() -> None:

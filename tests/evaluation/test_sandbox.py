@@ -78,6 +78,33 @@ def test_environment_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "OPENAI" not in names
 
 
+GPU = {"LD_LIBRARY_PATH": "/usr/local/nvidia/lib64", "CUDA_VISIBLE_DEVICES": "3"}
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("kind", [NoSandbox, pytest.param(Sandbox, marks=needs_bubblewrap)])
+def test_gpu_is_seen_alike_with_and_without_a_sandbox(
+    kind: type[AnySandbox], gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in GPU.items():
+        monkeypatch.setenv(name, value)
+    said = f"import os; raise ValueError([os.environ.get(name) for name in {list(GPU)}])"
+    tree = write_engine(tmp_path / "t", (GENERATE, said))
+    seen = told(ChildEngine(tree, tree, max_context=64, sandbox=kind(gpu=gpu)))
+    assert str(list(GPU.values()) if gpu else [None, ""]) in seen
+
+
+@pytest.mark.parametrize("why", ["", "bubblewrap is not installed"])
+def test_chosen_box_has_the_gpu_if_the_challenge_has(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "problem", lambda: why)
+    for gpu in (True, False):
+        box = sandbox.choose(gpu=gpu)
+        assert isinstance(box, NoSandbox if why else Sandbox)
+        assert box._gpu is gpu
+
+
 @needs_bubblewrap
 def test_tree_and_system_are_read_only(tmp_path: Path) -> None:
     for number, path in enumerate(
@@ -117,7 +144,7 @@ def test_stopped_engine_does_no_work(box: AnySandbox, tmp_path: Path) -> None:
                     self.count += 1
             threading.Thread(target=work, daemon=True).start()
         return [self.count % 8] * num_tokens
-    """.strip().replace("\n        ", "\n        ")
+    """.strip()
     tree = write_engine(tmp_path / "t", (GENERATE, code))
     with ChildEngine(tree, tree, max_context=64, sandbox=box) as engine:
         engine.generate([1], 1)
@@ -176,15 +203,20 @@ def test_engine_is_stopped_after_every_request(
     with (tree / "engine" / "__init__.py").open("a") as source:
         source.write("\ndef spin():\n    while True: pass\n")
     with ChildEngine(tree, tree, max_context=64, sandbox=box) as engine:
-        for name in ("generate", "begin", "reveal"):
-            {
-                "generate": lambda: engine.generate([1], 1),
-                "begin": lambda: engine.begin([1]),
-                "reveal": lambda: engine.reveal(1),
-            }[name]()
-            before = engine.cpu_s()
-            time.sleep(0.2)
-            assert engine.cpu_s() - before < 0.03
+        _assert_stopped(engine)  # after loading, before anything else was asked
+        for ask in (
+            lambda: engine.generate([1], 1),
+            lambda: engine.begin([1]),
+            lambda: engine.reveal(1),
+        ):
+            ask()
+            _assert_stopped(engine)
+
+
+def _assert_stopped(engine: ChildEngine) -> None:
+    before = engine.cpu_s()
+    time.sleep(0.2)
+    assert engine.cpu_s() - before < 0.03
 
 
 @needs_bubblewrap

@@ -13,37 +13,13 @@ from pathlib import Path
 
 import pytest
 from loops import Loop
+from tiny_challenge import write_tiny
 
 from slipstream.evaluation.acceptance import Evidence
 from slipstream.kernels.variants import VariantStore
 from slipstream.kernels.workshop import Workshop
 from slipstream.memory.records import Experiment, RunState
 from slipstream.memory.store import Memory
-
-TINY = """
-name = "tiny"
-title = "a random model of three layers"
-model = "random:tiny-llama"
-device = "cpu"
-[workload]
-prompts = "random-ids"
-num_tokens = 8
-num_prompts = 4
-prompt_tokens = 8
-max_context = 64
-[quality]
-documents = 4
-continuation_tokens = 8
-[acceptance]
-screen_pairs = 2
-test_pairs = 4
-confirm_pairs = 4
-noise_pairs = 4
-baseline_pairs = 3
-[budget]
-minutes = 5
-experiments = 3
-"""
 
 
 class Crash(BaseException):
@@ -139,7 +115,7 @@ def test_crash_around_every_side_effect(
 
 def test_sigkill_of_real_runs(tmp_path: Path) -> None:
     """A real run on a real model, its process killed at random moments until it is through."""
-    (tmp_path / "tiny.toml").write_text(TINY)
+    challenge = write_tiny(tmp_path)
     environment = {**os.environ, "SLIPSTREAM_HOME": str(tmp_path / "home")}
     rng = random.Random(11)
 
@@ -155,7 +131,7 @@ def test_sigkill_of_real_runs(tmp_path: Path) -> None:
             start_new_session=True,
         )
 
-    process = start("run", str(tmp_path / "tiny.toml"), "--seed", "3", "--json")
+    process = start("run", str(challenge), "--seed", "3", "--json")
     kills = 0
     while True:
         try:
@@ -172,7 +148,7 @@ def test_sigkill_of_real_runs(tmp_path: Path) -> None:
         )
         rows = json.loads(listed.stdout)
         if not rows:  # killed before the run was written down
-            process = start("run", str(tmp_path / "tiny.toml"), "--seed", "3", "--json")
+            process = start("run", str(challenge), "--seed", "3", "--json")
             continue
         assert rows[0]["state"] == "interrupted"
         process = start("resume", rows[0]["run"], "--json")
@@ -217,9 +193,9 @@ def _orphans(tmp_path: Path) -> list[str]:
 
 
 def test_ctrl_c_records_and_says_how_to_resume(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(TINY)
+    challenge = write_tiny(tmp_path)
     environment = {**os.environ, "SLIPSTREAM_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "slipstream.cli", "run", str(tmp_path / "tiny.toml")]
+    command = [sys.executable, "-m", "slipstream.cli", "run", str(challenge)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:

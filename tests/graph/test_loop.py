@@ -12,13 +12,15 @@ from slipstream.agents.offline_benchmarker import OfflineBenchmarker
 from slipstream.agents.offline_coder import OfflineCoder
 from slipstream.agents.offline_planner import OfflinePlanner
 from slipstream.evaluation.acceptance import Cause, Verdict
-from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.errors import ExposedError, SlipstreamError
 from slipstream.evaluation.pairs import Stage
 from slipstream.graph import opening
 from slipstream.graph.liveness import is_alive, run_dir
 from slipstream.graph.opening import Agents
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import Tree
+from slipstream.memory.leaderboard import leaderboard
+from slipstream.memory.ledger import ledger
 from slipstream.memory.records import Hypothesis, RunState
 
 
@@ -150,6 +152,17 @@ def test_void_pairs_are_measured_again_even_after_a_crash(loop: Loop) -> None:
     assert [bool(p.void) for p in evidence.pairs].count(True) == 3
 
 
+def test_third_disturbed_attempt_counts_and_is_told(loop: Loop) -> None:
+    loop.evaluator.disturbed = Counter({(Stage.SCREEN, 1): 3, (Stage.SCREEN, 2): 2})
+    run = loop.start(experiments=1)
+    loop.drive(run, fixed({"weights": "int8"}))
+    told = [text for text in loop.texts("benchmarker") if "counts" in text]
+    assert told == [
+        "pair 2 counts, the last attempt at it: others used 60% of the cores, 25% is allowed"
+    ]
+    assert sum("is void" in text for text in loop.texts("benchmarker")) == 4
+
+
 class Meddler(OfflineCoder):
     """A coder that also edits source."""
 
@@ -171,9 +184,43 @@ def test_changed_source_does_not_run_without_a_sandbox(
     loop.drive(run, agents)
     race = next(e for e in loop.memory.experiments(run=run) if e.hypothesis)
     assert race.verdict is Verdict.FAILED
+    assert race.cause is Cause.EXPOSED
     assert NO_SANDBOX in race.reason
     assert "--unsafe-local" in race.reason
     assert not any(variant == race.variant for variant, _, _ in loop.evaluator.measured)
+
+
+def test_what_had_no_sandbox_is_tried_where_there_is_one(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal says something of the machine, nothing of the lever or the tree."""
+    agents = Agents(Fixed({"weights": "int8"}), Meddler(), OfflineBenchmarker())
+    monkeypatch.setattr(opening.sandbox, "problem", lambda: NO_SANDBOX)
+    loop.drive(loop.start(experiments=1), agents)
+    assert ledger(loop.memory.database) == []
+    (finding,) = loop.memory.findings()
+    assert finding.reopen == "on a machine that has a sandbox"
+    monkeypatch.setattr(opening.sandbox, "problem", lambda: "")
+    loop.drive(loop.start(experiments=1, seed=2), agents)
+    refused, tried = [e for e in loop.memory.experiments() if e.hypothesis]
+    assert refused.variant == tried.variant
+    assert (refused.cause, tried.cause) == (Cause.EXPOSED, Cause.GAIN)
+    standings = leaderboard(loop.memory, "instant", loop.memory.run(tried.run).machine)
+    (standing,) = [s for s in standings if s.variant == tried.variant]
+    assert standing.cause == Cause.GAIN
+
+
+def test_evaluator_without_a_sandbox_is_no_failure_of_the_engine(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(variant: str) -> None:
+        raise ExposedError("there is no sandbox to run it in")
+
+    monkeypatch.setattr(loop.evaluator, "smoke", refuse)
+    run = loop.start(experiments=1)
+    loop.drive(run, fixed({"weights": "int8"}))
+    (race,) = [e for e in loop.memory.experiments(run=run) if e.hypothesis]
+    assert (race.verdict, race.cause) == (Verdict.FAILED, Cause.EXPOSED)
 
 
 def test_unsafe_local_is_written_on_the_finding(

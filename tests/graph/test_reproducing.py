@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny_challenge import write_tiny
 
 from slipstream.evaluation.audits import Audit, report_audits
 from slipstream.evaluation.challenge import load_challenge
@@ -21,27 +22,6 @@ from slipstream.kernels.variants import Tree, VariantStore, seed_tree
 from slipstream.memory.records import Variant
 from slipstream.memory.store import open_memory
 
-CHALLENGE = """
-name = "tiny"
-title = "a random model of three layers"
-model = "random:tiny-llama"
-device = "cpu"
-baseline = "transformers-fp32"
-[workload]
-prompts = "random-ids"
-num_tokens = 8
-num_prompts = 4
-prompt_tokens = 8
-max_context = 64
-[quality]
-documents = 4
-continuation_tokens = 8
-[acceptance]
-confirm_pairs = 4
-noise_pairs = 4
-baseline_pairs = 3
-audit_blocks = 3
-"""
 CLAIM = Estimate(0.5, 0.01, 12)
 GOOD = report([DocumentScore(f"d{i}", 100, 100, 100, 0.1, 100) for i in range(4)])
 BAD = report([DocumentScore(f"d{i}", 100, 120, 100, 0.1, 100) for i in range(4)])
@@ -79,8 +59,7 @@ def test_without_a_claim_nothing_is_confirmed() -> None:
 def test_changed_source_is_not_run_without_a_sandbox(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "tiny.toml"
-    path.write_text(CHALLENGE)
+    path = write_tiny(tmp_path)
     tree = seed_tree(SEED_SETTINGS)
     source = tree.files["engine/engine.py"] + f"\nopen({str(tmp_path / 'ran')!r}, 'w')\n".encode()
     changed = Tree({**tree.files, "engine/engine.py": source})
@@ -102,8 +81,7 @@ def test_changed_source_is_not_run_without_a_sandbox(
 
 
 def test_a_real_engine_is_reproduced(home: Path, tmp_path: Path) -> None:
-    path = tmp_path / "tiny.toml"
-    path.write_text(CHALLENGE)
+    path = write_tiny(tmp_path)
     said: list[str] = []
     with open_memory() as memory:
         run = new_run(load_challenge(str(path)), memory, seed=1)

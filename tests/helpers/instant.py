@@ -8,9 +8,10 @@ import numpy as np
 
 from slipstream.evaluation.audits import Audit
 from slipstream.evaluation.baselines import is_baseline
+from slipstream.evaluation.conditions import Conditions
 from slipstream.evaluation.errors import EngineFailedError, InvalidOutputError
 from slipstream.evaluation.gates import DocumentScore
-from slipstream.evaluation.pairs import Pair, Stage
+from slipstream.evaluation.pairs import MAX_ATTEMPTS, Pair, Stage
 from slipstream.evaluation.prompts import Split
 from slipstream.kernels.census import ModelShape, bytes_per_token
 from slipstream.kernels.variants import Tree
@@ -27,7 +28,7 @@ class InstantEvaluator:
         self.audited: Counter[tuple[str, str, int]] = Counter()
         self.scored: Counter[tuple[str, str]] = Counter()
         self.broken: dict[str, str] = {}  # lever value → how it fails
-        self.disturbed: Counter[tuple[Stage, int]] = Counter()  # pair → how many attempts are void
+        self.disturbed: Counter[tuple[Stage, int]] = Counter()  # pair → how many attempts
         self.fails_once: set[tuple[Stage, int]] = set()  # pairs whose process dies after a void one
 
     def prepare(self) -> None:
@@ -47,12 +48,14 @@ class InstantEvaluator:
             tps = self._tps(variant) * float(np.exp(wobble + 0.001 * (-1) ** index))
             tokens = ((index,) * 8, (index + 1,) * 8)
             pair = Pair(stage, index, ("p", "q"), "ABBA", tps, self._tps(rival), tokens)
-            for number in range(attempt, self.disturbed[stage, index]):
+            last = min(self.disturbed[stage, index], MAX_ATTEMPTS - 1)
+            for number in range(attempt, last):
                 yield replace(pair, attempt=number, void="others used 60% of the cores")
                 if (stage, index) in self.fails_once:
                     self.fails_once.remove((stage, index))
                     raise EngineFailedError("the engine's process ended (exit -9)")
-            yield replace(pair, attempt=max(attempt, self.disturbed[stage, index]))
+            conditions = Conditions(others=0.6 if self.disturbed[stage, index] > last else 0.0)
+            yield replace(pair, attempt=max(attempt, last), conditions=conditions)
 
     def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
         bad = "int4-g64" in self.read(variant).settings["weights"]

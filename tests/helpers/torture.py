@@ -6,11 +6,12 @@ The loop is whole (LangGraph with checkpoints on disk, memory, git, trees); only
 instant, so that a kill lands somewhere else each time. A parent that has imported everything forks
 one process after the other; each resumes the run at hand or starts a new one, and dies by SIGKILL
 at a random moment, or right before or after the k-th side effect, for every k. Some are stopped
-past their lease instead, and go on.
+past their lease instead, until a rival has taken what they were at, and go on.
 
 Each process reports over a pipe what memory acknowledged and what it began to measure. Counted in
-the end: acknowledged rows that are missing, rows that are there twice, and measurements begun again
-although their result was acknowledged. The last line is JSON.
+the end: acknowledged rows that are missing, pairs that count twice, and measurements begun again
+although their result was acknowledged; and, as a sign that claims are tested at all, writes that
+were refused because a rival had the claim. The last line is JSON.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -33,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import instant
 import loops
 from postgres import Server
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from slipstream.evaluation.challenge import parse_challenge
 from slipstream.evaluation.evaluator import Evaluator
@@ -42,7 +44,7 @@ from slipstream.graph.session import new_run, resume
 from slipstream.kernels.variants import VariantStore
 from slipstream.kernels.workshop import Workshop
 from slipstream.memory import claims, upkeep
-from slipstream.memory.claims import Claims, StaleClaimError
+from slipstream.memory.claims import Claim, Claims, StaleClaimError
 from slipstream.memory.logs import LogStore
 from slipstream.memory.queries import TABLES
 from slipstream.memory.records import RunState
@@ -59,6 +61,9 @@ SIDE_EFFECTS: list[tuple[type, str]] = [
     (Workshop, "promote"),
 ]
 LEASE_S = 0.6
+_RIVAL = "rival"
+_RIVALS_LEASE_S = 0.2
+_PATIENCE_S = 0.5  # a stopped process may hold the lock that its rival waits for
 _MAX_ERRORS = 10
 _NATURAL_KEYS = {
     "measurements": ("experiment", "stage", "index", "attempt"),
@@ -75,6 +80,7 @@ class Toll:
 
     kills: int = 0
     stops: int = 0
+    taken: int = 0
     points: int = 0
     runs_finished: int = 0
     rows: int = 0
@@ -126,6 +132,11 @@ class Victim:
                 return True
             time.sleep(0.002)
         return False
+
+    def is_alive(self) -> bool:
+        """Whether it runs yet, or is stopped; it stays to be waited for."""
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.pid, flags) is None
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -253,16 +264,46 @@ class Torture:
         self._book(victim)
 
     def stop(self) -> None:
-        """Stop one past its lease, let it go on, and kill it later."""
+        """Stop one past its lease, have a rival take its claims, let it go on, kill it later."""
         victim = Victim(self.url, self.home)
         if not victim.wait(self.rng.uniform(0.2, 1.0)):
-            victim.signal(signal.SIGSTOP)
-            time.sleep(1.5 * LEASE_S)
+            with open_memory(self.url) as memory:
+                if self._stop_at_work(victim, memory):
+                    self.toll.taken += self._usurp(victim, memory)
             victim.signal(signal.SIGCONT)
             if not victim.wait(0.6):
                 victim.kill()
             self.toll.stops += 1
         self._book(victim)
+
+    def _stop_at_work(self, victim: Victim, memory: Memory) -> bool:
+        """Stop a victim while it measures; return False if it ended or never did."""
+        deadline = time.monotonic() + 10.0
+        while time.monotonic() < deadline and victim.is_alive():
+            victim.signal(signal.SIGSTOP)
+            if memory.claims.live("measure|"):
+                return True
+            victim.signal(signal.SIGCONT)
+            time.sleep(0.01)
+        return False
+
+    def _usurp(self, victim: Victim, memory: Memory) -> int:
+        """Take a stopped victim's claims once they have run out; return how many it were."""
+        keys = [holding.key for holding in memory.claims.live("measure|")]
+        time.sleep(1.5 * LEASE_S)
+        taken: list[str] = []
+
+        def take() -> None:
+            for key in keys:
+                if isinstance(memory.claims.acquire(key, _RIVAL, _RIVALS_LEASE_S), Claim):
+                    taken.append(key)
+
+        rival = threading.Thread(target=take)
+        rival.start()
+        rival.join(_PATIENCE_S)
+        victim.signal(signal.SIGCONT)
+        rival.join()
+        return len(taken)
 
     def every_point(self, most: int = 10_000, step: int = 1) -> None:
         """Kill right before and after each side effect of a run."""
@@ -321,7 +362,7 @@ class Torture:
                 kept.update((name, *map(str, row)) for row in rows)
             self.toll.rows = sum(kept.values())
             self.toll.lost = sum(key not in kept for key in self.written)
-            self.toll.duplicated = sum(count - 1 for count in kept.values())
+            self.toll.duplicated = self._duplicated(memory)
             self.toll.measured_twice += self._twice(memory)
             logs = LogStore(self.home / "logs")
             variants = VariantStore(self.home / "variants")
@@ -331,8 +372,18 @@ class Torture:
                 self._complain(f"{fault.what}: {fault.found}")
         return self.toll
 
+    def _duplicated(self, memory: Memory) -> int:
+        """Count pairs that count more than once: with two attempts of which neither is void."""
+        table = TABLES["measurements"]
+        pair = [table.c[name] for name in ("experiment", "stage", "index")]
+        query = select(func.count()).where(table.c.void == "").group_by(*pair)
+        return sum(count - 1 for count in memory.database.read(lambda c: c.scalars(query).all()))
+
     def _twice(self, memory: Memory) -> int:
-        """Count variants that two experiments of one challenge measured for a verdict each."""
+        """Count variants that several experiments of one run measured for a verdict each.
+
+        Each run has a challenge of its own, so those of others say nothing here.
+        """
         by_place: Counter[tuple[str, str]] = Counter()
         for experiment in memory.experiments():
             judged = experiment.hypothesis is not None and experiment.gain is not None
@@ -383,7 +434,8 @@ def main() -> None:
             print(f"{backend:>10} {name:>16} {value}")
     print(json.dumps(tolls))
     bad = ("lost", "duplicated", "measured_twice", "faults", "errors")
-    sys.exit(any(toll[name] for toll in tolls.values() for name in bad))
+    unused = chosen.stops and not all(toll["refused"] for toll in tolls.values())
+    sys.exit(bool(unused) or any(toll[name] for toll in tolls.values() for name in bad))
 
 
 if __name__ == "__main__":

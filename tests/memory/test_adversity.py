@@ -236,7 +236,7 @@ def test_connection_cut_in_mid_commit_neither_loses_nor_doubles(
     postgres: Server, when: str
 ) -> None:
     url = postgres.new_database()
-    name = url.partition("/@/")[2] or url.partition("@/")[2].partition("?")[0]
+    name = url.partition("@/")[2].partition("?")[0]
     cutter = Cutter(postgres.folder / ".s.PGSQL.5432")
     through = f"postgresql+psycopg://slip@127.0.0.1:{cutter.port}/{name}?sslmode=disable"
     with open_memory(through) as memory:

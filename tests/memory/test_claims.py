@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from memories import Teller
 
-from slipstream.evaluation.acceptance import Verdict
+from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.memory.claims import Claim, Holding, StaleClaimError, names, variant_key
 from slipstream.memory.records import Experiment
@@ -58,7 +58,7 @@ def test_same_holder_takes_its_claim_anew_and_the_old_one_is_stale(memory: Memor
 
 
 def test_lease_runs_out_and_writes_under_it_are_refused(memory: Memory) -> None:
-    teller = Teller(memory)
+    Teller(memory)
     memory.add_experiment(Experiment("r1-x", "r1", None, "seed", "b", 1.0))
     claim = take(memory, "k", "r1", 0.3)
     memory.add_pair("r1-x", PAIR, claim)  # extends it, too
@@ -69,21 +69,13 @@ def test_lease_runs_out_and_writes_under_it_are_refused(memory: Memory) -> None:
         memory.add_pair("r1-x", Pair(**{**vars(PAIR), "index": 2}), claim)
     assert len(memory.evidence("r1-x").pairs) == 2
     assert take(memory, "k", "r2").fence == 2
-    name = teller.tell("a", Verdict.KEPT, 0.1)
-    judged = memory.experiment(name)
-    assert judged is not None
 
 
 def test_stale_holder_cannot_record_a_verdict(memory: Memory) -> None:
-    teller = Teller(memory)
-    name = teller.tell("a", Verdict.INCONCLUSIVE, 0.1)
+    Teller(memory)
     memory.add_experiment(Experiment("r1-y", "r1", None, "seed", "b", 1.0))
     stale = take(memory, "k", "r1", 0.01)
     time.sleep(0.05)
-    judged = memory.experiment(name)
-    assert judged is not None
-    from slipstream.evaluation.acceptance import Cause, Judgement
-
     with pytest.raises(StaleClaimError):
         memory.record("r1-y", Judgement(Verdict.KEPT, Cause.GAIN, "no"), None, 1.0, stale)
     found = memory.experiment("r1-y")

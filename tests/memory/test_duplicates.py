@@ -66,6 +66,11 @@ def test_what_failed_is_refused_until_the_source_is_another(memory: Memory) -> N
     assert find_refutation(memory, replace(IDEA, engine="rewritten")) is None
 
 
+def test_what_had_no_sandbox_is_not_refuted(memory: Memory) -> None:
+    Teller(memory).tell("a", Verdict.FAILED, cause=Cause.EXPOSED)
+    assert find_refutation(memory, IDEA) is None
+
+
 def test_what_is_undecided_or_contested_may_be_tried(memory: Memory) -> None:
     teller = Teller(memory)
     teller.tell("a", Verdict.INCONCLUSIVE, 0.1)

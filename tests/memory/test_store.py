@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from memories import make_run
 from sqlalchemy import inspect, text
 
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
@@ -18,25 +19,12 @@ from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.prompts import Split
 from slipstream.evaluation.statistics import Estimate
 from slipstream.memory import schema
-from slipstream.memory.records import Experiment, Finding, Hypothesis, Run, RunState, Variant
+from slipstream.memory.records import Experiment, Finding, Hypothesis, RunState, Variant
 from slipstream.memory.store import Memory, open_memory
 
-RUN = Run(
-    id="r1",
-    challenge="c",
-    rules={"baseline": "transformers-bf16", "tier": "near-lossless"},
-    machine="m",
-    machine_label="M",
-    seed=1,
-    state=RunState.RUNNING,
-    budget_minutes=1,
-    budget_experiments=2,
-    spent_s=0.0,
-    unsafe=False,
-    delta=None,
-    bandwidth_gbps=None,
-    started_at=1.0,
-)
+# What a process needs to import this file.
+PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers")]
+RUN = make_run()
 SEED = Variant("aaa", None, "e", {"cache": "growing"}, "r1", 1.0)
 CHILD = Variant("abb", "aaa", "e", {"cache": "static"}, "r1", 2.0)
 HYPOTHESIS = Hypothesis(
@@ -134,7 +122,7 @@ def test_unknown_run_names_the_latest(memory: Memory) -> None:
 def test_killed_writer_loses_nothing_acknowledged(url: str) -> None:
     """A process writes pairs and says each one that is down; it is killed in the middle."""
     code = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import sys; sys.path[:0] = {PATHS}
 from test_store import *
 memory = open_memory({url!r})
 memory.add_run(RUN); memory.add_variant(CHILD); memory.add_hypotheses([HYPOTHESIS])
@@ -157,7 +145,7 @@ for index in range(100_000):
 
 def test_many_processes_write_at_once(url: str) -> None:
     code = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import sys; sys.path[:0] = {PATHS}
 from test_store import *
 memory = open_memory({url!r})
 memory.add_run(RUN); memory.add_variant(CHILD); memory.add_hypotheses([HYPOTHESIS])

@@ -59,7 +59,7 @@ max_disturbance = 9.0
 minutes = 60
 experiments = 500
 """
-PAUSE = """
+PRELUDE = """
 import time
 from contextlib import contextmanager
 
@@ -109,7 +109,7 @@ class Arena:
     champion: str
     count: int = 0
     peace: list[float] = field(default_factory=list)  # what the champion reaches beside a twin
-    changes: list[float] = field(default_factory=list)  # champion's log speed beside attacks
+    changes: dict[str, float] = field(default_factory=dict)  # attack → champion's log speed
 
     def judge(self, tree: Tree, name: str) -> Judgement:
         """Carry one experiment through and record it."""
@@ -186,7 +186,7 @@ def open_arena(home: Path) -> Iterator[Arena]:
         run = new_run(parse_challenge(challenge, source="arena"), memory, seed=5)
         with open_context(run.id, memory, agents=Agents(coder=Smuggler())) as context:
             starting_champion(context)
-            slow = tree_with(PAUSE, "Slow")
+            slow = tree_with(PRELUDE, "Slow")
             context.variants.add(slow)
             parent = context.seed_variant
             context.workshop.commit(slow, parent, "slow\n", int(time.time()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arena import PAUSE, Arena, open_arena, tree_with
+from arena import PRELUDE, Arena, open_arena, tree_with
 from catalogue import ATTACKS, PLAIN, Attack
 
 from slipstream.evaluation import sandbox
@@ -19,6 +19,15 @@ pytestmark = [
 ]
 
 
+# They mean to slow their rival down, and live long enough to be raced.
+SABOTEURS = {
+    "threads-that-hog-the-cpu",
+    "daemon-that-hogs-the-cpu",
+    "wakes-itself-with-a-timer",
+    "scheduling-tricks",
+}
+
+
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
     home = tmp_path_factory.mktemp("arena")
@@ -28,30 +37,32 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
         small = sandbox.Limits(memory_bytes=2 << 30, scratch_bytes=128 << 20)
         patch.setattr("slipstream.evaluation.evaluator.Limits", lambda: small)
         with open_arena(home) as opened:
-            assert opened.judge(tree_with(PAUSE + PLAIN, "Honest"), "twin").verdict == "kept"
+            assert opened.judge(tree_with(PRELUDE + PLAIN, "Honest"), "twin").verdict == "kept"
             opened.peace = opened.champions_tps()
             yield opened
 
 
 def test_there_are_enough_of_them() -> None:
     assert len(ATTACKS) >= 30
-    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
+    names = {attack.name for attack in ATTACKS}
+    assert len(names) == len(ATTACKS)
+    assert names >= SABOTEURS
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_attack_is_caught_and_its_twin_passes(arena: Arena, attack: Attack) -> None:
-    judgement = arena.judge(tree_with(PAUSE + attack.cheat, "Cheat"), attack.name)
+    judgement = arena.judge(tree_with(PRELUDE + attack.cheat, "Cheat"), attack.name)
     during = arena.champions_tps()
     print(f"{attack.name}: {judgement.verdict}, {judgement.reason}")
     assert judgement.verdict in attack.verdicts, judgement
     assert re.search(attack.reason, judgement.reason), judgement.reason
-    twin = arena.judge(tree_with(PAUSE + attack.twin, "Honest"), attack.name)
+    twin = arena.judge(tree_with(PRELUDE + attack.twin, "Honest"), attack.name)
     assert twin.verdict == "kept", twin
     arena.peace = arena.champions_tps() or arena.peace  # a twin seen before isn't measured again
     if during:  # the champion was about as fast
         change = float(np.median(during) / np.median(arena.peace))
-        assert 0.75 < change < 1.33, change
-        arena.changes.append(math.log(change))
+        arena.changes[attack.name] = math.log(change)
+        assert 0.85 < change < 1.15, change
 
 
 def test_rivals_were_not_slowed_down(arena: Arena) -> None:
@@ -61,11 +72,23 @@ def test_rivals_were_not_slowed_down(arena: Arena) -> None:
     """
     if len(arena.changes) < 10:
         pytest.skip("too few attacks were selected")
-    change, delta = estimate(arena.changes), arena.context.rule().delta
+    change, delta = estimate(list(arena.changes.values())), arena.context.rule().delta
     low, high = change.interval()
     print(f"beside {len(arena.changes)} attacks: {change.ratio:.3f}× ({low:.3f} to {high:.3f})")
     assert low < 1 + delta
     assert high > 1 - delta
+    assert 0.97 < change.ratio < 1.03
+
+
+def test_saboteurs_did_not_slow_their_rival_down(arena: Arena) -> None:
+    """Those that mean to: few, so the bound is wider."""
+    changes = [change for name, change in arena.changes.items() if name in SABOTEURS]
+    if len(changes) < len(SABOTEURS):
+        pytest.skip("not all saboteurs were selected")
+    change = estimate(changes)
+    low, high = change.interval()
+    print(f"beside {len(changes)} saboteurs: {change.ratio:.3f}× ({low:.3f} to {high:.3f})")
+    assert 0.95 < change.ratio < 1.05
 
 
 def test_nothing_survives(arena: Arena) -> None:
