@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from slipstream.evaluation.acceptance import Cause, Verdict
-from slipstream.kernels.levers import CATALOGUE, Lever, Risk, effective, moot, refusal
+from slipstream.kernels.fit import effective, moot, refusal
+from slipstream.kernels.levers import CATALOGUE, Lever, Risk
 from slipstream.memory.duplicates import REOPEN_SPEEDUP
 from slipstream.memory.ledger import LedgerEntry
 

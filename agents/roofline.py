@@ -7,7 +7,8 @@ census; what it doesn't change (the rest of the measured time) is taken to stay 
 from dataclasses import dataclass
 
 from slipstream.kernels.census import ModelShape, bytes_per_token
-from slipstream.kernels.levers import CATALOGUE, Machine, effective
+from slipstream.kernels.fit import effective
+from slipstream.kernels.levers import CATALOGUE, Machine
 
 # One eager PyTorch operation on a few hundred numbers: Python, dispatch, allocation, a kernel that
 # is too small to matter.

@@ -46,22 +46,29 @@ def detect_hardware() -> Hardware:
         num_cores=len(os.sched_getaffinity(0)),
         memory_gb=pages * page_bytes / 1e9,
         gpus=_gpu_names(),
-        has_compiler=any(shutil.which(name) for name in ("g++", "c++", "clang++")),
+        has_compiler=can_compile("cpu"),
     )
+
+
+def can_compile(device: str) -> bool:
+    """Whether compiled kernels can be built here: for a GPU that takes nvcc, too."""
+    found = any(shutil.which(name) for name in ("g++", "c++", "clang++"))
+    return found and (device != "cuda" or shutil.which("nvcc") is not None)
 
 
 def read_bandwidth_gbps(num_threads: int, *, size_mb: int = 256, repeats: int = 5) -> float:
     """Measure how fast the cores together read memory, in GB/s (best of `repeats`).
 
-    Each thread sums its own slice of an array that no cache can hold.
+    Each thread multiplies its own slice of an array that no cache can hold with itself: of numpy's
+    reductions that one asks least of the core for a byte.
     """
-    data = np.ones(size_mb * (1 << 20) // 8)
+    data = np.ones(size_mb * (1 << 20) // 4, np.float32)
     slices = np.array_split(data, num_threads)
     best = float("inf")
     with ThreadPoolExecutor(num_threads) as pool:
         for _ in range(repeats):
             start = time.perf_counter()
-            list(pool.map(np.sum, slices))
+            list(pool.map(lambda part: np.dot(part, part), slices))
             best = min(best, time.perf_counter() - start)
     return data.nbytes / best / 1e9
 

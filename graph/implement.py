@@ -7,7 +7,7 @@ from langgraph.runtime import Runtime
 
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
 from slipstream.evaluation.errors import EngineError
-from slipstream.kernels.levers import refusal
+from slipstream.kernels.fit import refusal
 from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Experiment, Hypothesis, Variant
 

@@ -16,7 +16,7 @@ from slipstream.evaluation import sandbox
 from slipstream.evaluation.bench import Bench, open_bench
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError
-from slipstream.evaluation.hardware import detect_hardware, read_bandwidth_gbps
+from slipstream.evaluation.hardware import can_compile, detect_hardware, read_bandwidth_gbps
 from slipstream.evaluation.home import data_dir, make_dir
 from slipstream.kernels.levers import SEED_SETTINGS, Machine
 from slipstream.kernels.variants import VariantStore, seed_tree
@@ -111,7 +111,7 @@ def open_context(
             run=run_id,
             challenge=challenge,
             machine_id=run.machine,
-            machine=Machine(challenge.device, hardware.num_cores, hardware.has_compiler),
+            machine=Machine(challenge.device, hardware.num_cores, can_compile(challenge.device)),
             shape=bench.shape,
             bandwidth_gbps=memory.run(run_id).bandwidth_gbps or 0.0,
             memory=memory,

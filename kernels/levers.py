@@ -76,7 +76,10 @@ class Lever:
         if self.name == "threads" and value != "all" and int(value) > machine.num_cores:
             return f"threads={value}: this machine has {machine.num_cores} cores"
         if self.name in ("compile", "step") and value != self.default and not machine.has_compiler:
-            return f"{self.name}={value}: needs a compiler (apt-get install g++)"
+            what = "nvcc (the CUDA toolkit)" if machine.device == "cuda" else "apt-get install g++"
+            return f"{self.name}={value}: needs a compiler ({what})"
+        if self.name == "activations" and value != self.default and machine.device != "cpu":
+            return f"{self.name}={value}: on CPUs only"
         if value.startswith("int4-g"):
             group = int(value.removeprefix("int4-g"))
             widths = [("head", shape.hidden_size)]
@@ -136,11 +139,12 @@ CATALOGUE: dict[str, Lever] = {
         ),
         Lever(
             "step",
-            ("eager", "native"),
-            "compute all layers, the head and the choice in one compiled call",
+            ("eager", "native", "graph"),
+            "compute the whole step in fused kernels: one compiled call on a CPU; on a GPU launch "
+            "by launch, or replayed as one CUDA graph",
             Risk.NONE,
-            needs="a C++ compiler; a Llama or Gemma 3 model in bfloat16; fast with AVX-512",
-            ops_saved=(0.0, 45.0),
+            needs="bfloat16; a C++ compiler (fast with AVX-512), or a GPU with nvcc",
+            ops_saved=(0.0, 45.0, 50.0),
             load_s=3.0,
         ),
         Lever(
@@ -148,7 +152,7 @@ CATALOGUE: dict[str, Lever] = {
             ("bfloat16", "int8"),
             "round what quantised matrices are multiplied with to int8, for integer arithmetic",
             Risk.ROUNDING,
-            needs="step=native; fast with AVX-512 VNNI",
+            needs="a CPU and step=native; fast with AVX-512 VNNI",
             ops_saved=(0.0, 1.0),
         ),
         Lever(
@@ -183,51 +187,3 @@ CATALOGUE: dict[str, Lever] = {
 }
 
 SEED_SETTINGS: dict[str, str] = {lever.name: lever.default for lever in CATALOGUE.values()}
-
-
-NATIVE_FAMILIES = ("llama", "gemma3_text")
-_NATIVE_MULTIPLE = 32  # the packed matrices' blocks of columns
-_EAGER_ONLY = ("attention", "norm", "fuse", "cache", "compile")
-
-
-def moot(settings: dict[str, str]) -> frozenset[str]:
-    """Return the levers that do nothing beside the other settings."""
-    if settings.get("step", "eager") == "eager":
-        return frozenset({"activations"})
-    dense = all(settings.get(name, "dense") == "dense" for name in ("weights", "head"))
-    return frozenset({*_EAGER_ONLY, "activations"} if dense else _EAGER_ONLY)
-
-
-def effective(settings: dict[str, str]) -> dict[str, str]:
-    """Return a value for every lever, the seed's where a lever is missing or does nothing."""
-    without = moot(settings)
-    return {
-        name: default if name in without else settings.get(name, default)
-        for name, default in SEED_SETTINGS.items()
-    }
-
-
-def refusal(shape: ModelShape, settings: dict[str, str], machine: Machine) -> str | None:
-    """Return why these settings can't work on this model and machine, or None."""
-    for name, value in settings.items():
-        if name not in CATALOGUE:
-            return f"lever {name!r}: not one of {', '.join(CATALOGUE)}"
-        if reason := CATALOGUE[name].refusal(shape, value, machine):
-            return reason
-    return None if settings.get("step", "eager") == "eager" else _native_refusal(shape, settings)
-
-
-def _native_refusal(shape: ModelShape, settings: dict[str, str]) -> str | None:
-    if settings.get("dtype", "bfloat16") != "bfloat16":
-        return f"step=native: needs dtype=bfloat16, not {settings['dtype']}"
-    if shape.family not in NATIVE_FAMILIES:
-        return f"step=native: decodes {', '.join(NATIVE_FAMILIES)}, not {shape.family}"
-    sizes = {
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "head_dim": shape.head_dim,
-    }
-    for name, size in sizes.items():
-        if size % _NATIVE_MULTIPLE:
-            return f"step=native: needs a {name} of a multiple of {_NATIVE_MULTIPLE}, not {size}"
-    return None

@@ -21,7 +21,8 @@ from .per_layer import PerLayerInputs
 from .rope import RotaryTable
 from .sequence import check_tokens
 
-_LAYERS: dict[str, type[LlamaLayer] | type[Gemma3Layer] | type[Gemma4Layer]] = {
+AnyLayer = LlamaLayer | Gemma3Layer | Gemma4Layer
+_LAYERS: dict[str, type[AnyLayer]] = {
     "llama": LlamaLayer,
     "gemma3": Gemma3Layer,
     "gemma4": Gemma4Layer,

@@ -9,7 +9,8 @@ from slipstream.agents.roles import Briefing, Island, Proposal, Trial
 from slipstream.agents.roofline import predict
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.kernels.census import ModelShape
-from slipstream.kernels.levers import SEED_SETTINGS, Machine, refusal
+from slipstream.kernels.fit import refusal
+from slipstream.kernels.levers import SEED_SETTINGS, Machine
 from slipstream.memory.duplicates import REOPEN_SPEEDUP
 from slipstream.memory.ledger import Correction, LedgerEntry
 

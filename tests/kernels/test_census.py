@@ -7,7 +7,8 @@ import pytest
 
 from slipstream.evaluation.models import fetch_model
 from slipstream.kernels.census import ModelShape, bytes_per_token, read_shape
-from slipstream.kernels.levers import SEED_SETTINGS, Machine, refusal
+from slipstream.kernels.fit import refusal
+from slipstream.kernels.levers import SEED_SETTINGS, Machine
 
 SMOLLM2 = ModelShape(576, 1536, 30, 9, 3, 64, 49152)
 STATIC = {**SEED_SETTINGS, "cache": "static"}

@@ -4,12 +4,14 @@ import re
 
 import pytest
 
-from slipstream.kernels.census import ModelShape, bytes_per_token
+from slipstream.kernels.census import LayerShape, ModelShape, bytes_per_token
 from slipstream.kernels.engine.levers import CHOICES, Levers
-from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Machine, refusal
+from slipstream.kernels.fit import effective, moot, refusal
+from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Machine
 
 SMOLLM2 = ModelShape(576, 1536, 30, 9, 3, 64, 49152, "llama")
 LAPTOP = Machine("cpu", 2, has_compiler=True)
+GPU = Machine("cuda", 16, has_compiler=True)
 
 
 def test_catalogue_and_engine_have_the_same_levers() -> None:
@@ -50,6 +52,10 @@ def test_int4_bytes_count_scales_and_zeros() -> None:
         ({"compile": "layer"}, Machine("cpu", 2, has_compiler=False), "needs a compiler"),
         ({"step": "native", "dtype": "float32"}, LAPTOP, "step=native: needs dtype=bfloat16"),
         ({"step": "native"}, Machine("cpu", 2, has_compiler=False), "needs a compiler"),
+        ({"step": "graph"}, LAPTOP, "step=graph: needs a GPU"),
+        ({"weights": "int8"}, GPU, "weights=int8: on a GPU only with step=native or graph"),
+        ({"step": "graph", "activations": "int8"}, GPU, "activations=int8: on CPUs only"),
+        ({"step": "graph", "weights": "int4-g64"}, GPU, "needs a multiple of 128 columns, .* 576"),
         ({"turbo": "on"}, LAPTOP, "lever 'turbo': not one of"),
         ({"cache": "huge"}, LAPTOP, "cache=huge: not one of growing, static"),
     ],
@@ -65,3 +71,21 @@ def test_what_cannot_work_is_refused_with_its_reason(
 def test_what_can_work_is_not_refused() -> None:
     settings = {**SEED_SETTINGS, "weights": "int4-g64", "head": "int8", "compile": "layer"}
     assert refusal(SMOLLM2, settings, LAPTOP) is None
+
+
+def test_levers_that_do_nothing_beside_others_count_as_the_seeds() -> None:
+    fused = {**SEED_SETTINGS, "step": "native", "norm": "layer-norm", "activations": "int8"}
+    assert moot(fused) >= {"norm", "fuse", "cache", "attention", "compile", "activations"}
+    assert effective(fused) == {**SEED_SETTINGS, "step": "native"}
+    quantised = {**fused, "weights": "int8"}
+    assert effective(quantised)["activations"] == "int8"
+    assert effective({**SEED_SETTINGS, "activations": "int8"}) == SEED_SETTINGS
+    assert effective({"norm": "layer-norm"})["norm"] == "layer-norm"
+
+
+def test_gemma4_on_a_gpu_is_not_refused() -> None:
+    layers = (LayerShape(256, 2, 10240, 512), LayerShape(512, 2, 10240, None, shares_cache=True))
+    shape = ModelShape(2560, 10240, 2, 8, 2, 256, 262144, "gemma4_text", layers, 256)
+    for weights in ("dense", "int8", "int4-g128"):
+        assert refusal(shape, {"step": "graph", "weights": weights}, GPU) is None
+    assert refusal(shape, {"step": "native"}, LAPTOP) is not None

@@ -8,11 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cache import StaticCache
 from ..compiled import SOURCES, build
 from .packed import PackedLinear
 
-MOST = 8  # vectors that one launch multiplies, as in gemv.cu
-BLOCKS_PER_SM = 3
+MOST = 8  # tokens of a step, as in device.cuh
+SPLITS = 16  # of the cached positions, as in attention.cuh
+_BLOCKS_PER_SM = 8  # of a launch at most; what doesn't fit at once waits its turn
+# How many warps share a tile: so many that all memory channels are busy, and more where a warp's
+# part is long, since the last one to end decides. Measured on an H100.
+_FEW_WARPS, _MANY_WARPS, _LONG_PART = 8, 24, 16_384  # per SM, per SM, bytes
 _STORE, _GATED, _PER_LAYER, _BEST = range(4)
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 
@@ -22,27 +27,64 @@ class _Gemv(ctypes.Structure):
         *(
             (name, _POINTER)
             for name in (
-                "weights", "scales", "x", "residual", "delta", "delta_norm", "input_norm",
-                "new_residual",
+                "weights", "scales", "x", "y", "out", "partner", "best", "best_at",
             )
         ),
-        *((name, _FLOAT) for name in ("eps", "residual_scale")),
-        *((name, _POINTER) for name in ("y", "out", "partner", "best", "best_at")),
         *(
             (name, _INT)
             for name in (
                 "scheme", "asymmetric", "tiles", "rows", "columns", "group", "m", "output", "silu",
-                "partner_stride", "grid",
+                "partner_stride", "grid", "share",
             )
         ),
     )  # fmt: skip
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, _POINTER)
+            for name in ("residual", "delta", "delta_norm", "norm", "new_residual", "out")
+        ),
+        ("eps", _FLOAT),
+        ("scale", _FLOAT),
+        ("size", _INT),
+    )
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, _POINTER)
+            for name in (
+                "qkv", "cos", "sin", "query_norm", "key_norm", "key", "value", "position", "out",
+                "part", "most", "total", "arrived",
+            )
+        ),
+        ("eps", _FLOAT),
+        ("scale", _FLOAT),
+        *(
+            (name, _INT)
+            for name in (
+                "m", "kv_heads", "group", "head_dim", "window", "context", "shared",
+                "value_norm",
+            )
+        ),
+    )  # fmt: skip
+
+
+class _Unpack(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("weights", "scales", "out")),
+        *((name, _INT) for name in ("stages", "rows", "columns", "interleaved")),
+    )
 
 
 class _Choice(ctypes.Structure):
     _fields_ = (
         ("best", _POINTER),
         ("best_at", _POINTER),
-        ("grid", _INT),
+        ("teams", _INT),
         ("m", _INT),
         *((name, _POINTER) for name in ("choices", "inputs", "history", "count", "position")),
     )
@@ -62,29 +104,8 @@ class Launch:
     run: Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Stream:
-    """The residual stream as an input: x + norm(delta), scaled, then normed.
-
-    Attributes:
-        residual: [m, hidden] float32.
-        delta: what is added, or None.
-        delta_norm: weight of the norm that it goes through, or None.
-        scale: factor on the sum.
-        keep: where the sum goes; not `residual` itself, which others still read.
-        norm: weight of the norm before the matrix, or None.
-    """
-
-    residual: Tensor
-    delta: Tensor | None = None
-    delta_norm: Tensor | None = None
-    scale: float = 1.0
-    keep: Tensor | None = None
-    norm: Tensor | None = None
-
-
 class Multiplier:
-    """Makes launches of packed matrices on one device.
+    """Makes launches on one device: of packed matrices, and of what lies between them.
 
     Args:
         dependent: let a kernel begin while the one before it ends (sm_90 and newer).
@@ -95,59 +116,153 @@ class Multiplier:
         self._eps, self._dependent = eps, int(dependent)
         self._num_sms = torch.cuda.get_device_properties(device).multi_processor_count
 
-    def grid(self, packed: PackedLinear) -> int:
-        """Return the number of blocks that work on a matrix."""
-        return min(packed.tiles, BLOCKS_PER_SM * self._num_sms)
+    def share(self, w: PackedLinear) -> int:
+        """Return how many warps work on one tile of a matrix."""
+        share, part = 1, w.weights.nbytes // w.tiles
+        while share < 8:
+            warps = w.tiles * share / self._num_sms
+            if warps >= _MANY_WARPS or (warps >= _FEW_WARPS and part / share <= _LONG_PART):
+                break
+            share *= 2
+        return share
 
-    def store(
-        self, label: str, w: PackedLinear, m: int, source: Tensor | Stream, y: Tensor
+    def grid(self, w: PackedLinear) -> int:
+        """Return the number of blocks that work on a matrix."""
+        return min(-(-w.tiles // self._teams_per_block(w)), _BLOCKS_PER_SM * self._num_sms)
+
+    def teams(self, w: PackedLinear) -> int:
+        """Return the number of teams of warps that work on tiles of a matrix."""
+        return self.grid(w) * self._teams_per_block(w)
+
+    def _teams_per_block(self, w: PackedLinear) -> int:
+        return 8 // self.share(w)
+
+    def norm(
+        self,
+        residual: Tensor,
+        m: int,
+        out: Tensor,
+        *,
+        norm: Tensor | None = None,
+        delta: Tensor | None = None,
+        delta_norm: Tensor | None = None,
+        scale: float = 1.0,
+        keep: Tensor | None = None,
     ) -> Launch:
+        """out [m, hidden] bfloat16: the norm of (residual + norm(delta)) · scale.
+
+        Args:
+            residual: [m, hidden] float32, as are `delta` and `keep`.
+            norm, delta_norm: weights; None: no such norm.
+            keep: where the sum goes, if anywhere.
+        """
+        size = residual.shape[-1]
+        pointers = (
+            None if tensor is None else tensor.data_ptr()
+            for tensor in (residual, delta, delta_norm, norm, keep, out)
+        )
+        args = _Norm(*pointers, self._eps, scale, size)
+
+        def run() -> None:
+            _check(self._c, self._c.norm_launch(ctypes.byref(args), m, self._dependent, _queue()))
+
+        return Launch("norm", 0, run)
+
+    def store(self, label: str, w: PackedLinear, m: int, x: Tensor, y: Tensor) -> Launch:
         """y [m, rows] float32."""
-        return self._launch(label, w, m, source, output=_STORE, y=y.data_ptr())
+        return self._launch(label, w, m, x, output=_STORE, y=y.data_ptr())
 
     def gated(
         self,
         label: str,
         w: PackedLinear,
         m: int,
-        source: Tensor | Stream,
+        x: Tensor,
         out: Tensor,
         *,
         silu: bool,
     ) -> Launch:
         """out [m, rows / 2] bfloat16: act(gate) · up, from interleaved rows."""
-        return self._launch(label, w, m, source, output=_GATED, out=out.data_ptr(), silu=int(silu))
+        return self._launch(label, w, m, x, output=_GATED, out=out.data_ptr(), silu=int(silu))
 
     def per_layer(
         self,
         label: str,
         w: PackedLinear,
         m: int,
-        source: Tensor | Stream,
+        x: Tensor,
         out: Tensor,
         partner: Tensor,
         stride: int,
     ) -> Launch:
         """out [m, rows] bfloat16: gelu(y) · partner, whose rows lie `stride` apart."""
         return self._launch(
-            label, w, m, source, output=_PER_LAYER, out=out.data_ptr(), partner=partner.data_ptr(),
+            label, w, m, x, output=_PER_LAYER, out=out.data_ptr(), partner=partner.data_ptr(),
             partner_stride=stride,
         )  # fmt: skip
 
     def best(
-        self, label: str, w: PackedLinear, m: int, source: Tensor | Stream, best: Tensor, at: Tensor
+        self, label: str, w: PackedLinear, m: int, x: Tensor, best: Tensor, at: Tensor
     ) -> Launch:
-        """best, at [grid, MOST]: each block's largest output and its row; nothing else is kept."""
+        """best, at [teams, MOST]: each team's largest output and its row; nothing else is kept."""
         return self._launch(
-            label, w, m, source, output=_BEST, best=best.data_ptr(), best_at=at.data_ptr()
+            label, w, m, x, output=_BEST, best=best.data_ptr(), best_at=at.data_ptr()
         )
 
-    def choose(self, grid: int, m: int, buffers: dict[str, Tensor], *, feed_back: bool) -> Launch:
-        """The best of all blocks' bests; fed back as the next step's token if asked for."""
+    def attention(
+        self,
+        m: int,
+        buffers: dict[str, Tensor],
+        cache: StaticCache,
+        angles: tuple[Tensor, Tensor],
+        *,
+        query_norm: Tensor | None,
+        key_norm: Tensor | None,
+        kv_heads: int,
+        group: int,
+        head_dim: int,
+        window: int,
+        scale: float,
+        shared: bool,
+        value_norm: bool,
+    ) -> Launch:
+        """buffers["attended"] [m, heads · head_dim] from buffers["qkv"]; writes to the cache.
+
+        Args:
+            angles: cosines and sines [max_context, head_dim / 2], float32.
+            shared: another layer has written the newest positions to this cache already.
+        """
+        pointers = {
+            "qkv": buffers["qkv"], "cos": angles[0], "sin": angles[1], "query_norm": query_norm,
+            "key_norm": key_norm, "key": cache.key, "value": cache.value,
+            "position": buffers["position"], "out": buffers["attended"], "part": buffers["part"],
+            "most": buffers["most"], "total": buffers["total"], "arrived": buffers["arrived"],
+        }  # fmt: skip
+        args = _Attention(
+            **{name: None if t is None else t.data_ptr() for name, t in pointers.items()},
+            eps=self._eps,
+            scale=scale,
+            m=m,
+            kv_heads=kv_heads,
+            group=group,
+            head_dim=head_dim,
+            window=window,
+            context=cache.key.shape[1],
+            shared=int(shared),
+            value_norm=int(value_norm),
+        )
+
+        def run() -> None:
+            _check(self._c, self._c.attention_launch(ctypes.byref(args), self._dependent, _queue()))
+
+        return Launch("attention", 0, run)
+
+    def choose(self, teams: int, m: int, buffers: dict[str, Tensor], *, feed_back: bool) -> Launch:
+        """The best of all teams' bests; fed back as the next step's token if asked for."""
         args = _Choice(
             buffers["best"].data_ptr(),
             buffers["best_at"].data_ptr(),
-            grid,
+            teams,
             m,
             buffers["choices"].data_ptr(),
             *(
@@ -157,18 +272,15 @@ class Multiplier:
         )
 
         def run() -> None:
-            self._check(self._c.choose_launch(ctypes.byref(args), self._dependent, _queue()))
+            _check(self._c, self._c.choose_launch(ctypes.byref(args), self._dependent, _queue()))
 
         return Launch("choose", 0, run)
 
-    def _launch(
-        self, label: str, w: PackedLinear, m: int, source: Tensor | Stream, **outputs: int
-    ) -> Launch:
+    def _launch(self, label: str, w: PackedLinear, m: int, x: Tensor, **outputs: int) -> Launch:
         args = _Gemv(
             weights=w.weights.data_ptr(),
             scales=None if w.scales is None else w.scales.data_ptr(),
-            eps=self._eps,
-            residual_scale=1.0,
+            x=x.data_ptr(),
             scheme=w.scheme.number,
             asymmetric=int(w.scheme.asymmetric),
             tiles=w.tiles,
@@ -177,29 +289,33 @@ class Multiplier:
             group=w.group,
             m=m,
             grid=self.grid(w),
+            share=self.share(w),
             **outputs,
         )
-        if isinstance(source, Stream):
-            args.residual_scale = source.scale
-            args.residual = source.residual.data_ptr()
-            for name, tensor in (
-                ("delta", source.delta),
-                ("delta_norm", source.delta_norm),
-                ("input_norm", source.norm),
-                ("new_residual", source.keep),
-            ):
-                setattr(args, name, None if tensor is None else tensor.data_ptr())
-        else:
-            args.x = source.data_ptr()
 
         def run() -> None:
-            self._check(self._c.gemv_launch(ctypes.byref(args), self._dependent, _queue()))
+            _check(self._c, self._c.gemv_launch(ctypes.byref(args), self._dependent, _queue()))
 
         return Launch(label, w.nbytes, run)
 
-    def _check(self, error: int) -> None:
-        if error:
-            raise RuntimeError(f"gemv.cu: CUDA says {self._c.error_name(error).decode()}")
+
+def unpack(w: PackedLinear) -> Tensor:
+    """Return the weights as dense bfloat16 [rows, columns]."""
+    out = torch.empty(w.rows, w.columns, dtype=torch.bfloat16, device=w.weights.device)
+    scales = None if w.scales is None else w.scales.data_ptr()
+    what = _Gemv(
+        scheme=w.scheme.number, asymmetric=int(w.scheme.asymmetric), tiles=w.tiles, group=w.group
+    )
+    sizes = (w.num_stages, w.rows, w.columns, int(w.interleave))
+    args = _Unpack(w.weights.data_ptr(), scales, out.data_ptr(), *sizes)
+    c = kernels()
+    _check(c, c.unpack_launch(ctypes.byref(what), ctypes.byref(args), _queue()))
+    return out
+
+
+def _check(c: Any, error: int) -> None:
+    if error:
+        raise RuntimeError(f"gemv.cu: CUDA says {c.error_name(error).decode()}")
 
 
 def _queue() -> ctypes.c_void_p:
@@ -209,7 +325,9 @@ def _queue() -> ctypes.c_void_p:
 def kernels() -> Any:
     """Build `gemv.cu` and declare what it exports."""
     c = build("slipstream_gemv", SOURCES / "gpu" / "gemv.cu")
-    for function in (c.gemv_launch, c.choose_launch):
+    for function in (c.gemv_launch, c.choose_launch, c.attention_launch):
         function.argtypes, function.restype = [_POINTER, _INT, _POINTER], _INT
+    c.norm_launch.argtypes, c.norm_launch.restype = [_POINTER, _INT, _INT, _POINTER], _INT
+    c.unpack_launch.argtypes, c.unpack_launch.restype = [_POINTER, _POINTER, _POINTER], _INT
     c.error_name.argtypes, c.error_name.restype = [_INT], ctypes.c_char_p
     return c

@@ -1,4 +1,4 @@
-"""The whole decode step on a GPU: fused kernels, replayed as one CUDA graph, fed back on the device.
+"""The whole decode step on a GPU: fused kernels, replayed as one CUDA graph, tokens fed back.
 
 A prompt goes through the eager layers, whose matrices are dense copies for the moment; up to eight
 tokens at once (a decoded one, or a draft to verify) go through the packed kernels. Both share the
@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 import triton
 from torch import Tensor
-from triton import language as tl
 
 from ..cache import StaticCache
 from ..checkpoint import Checkpoint
@@ -20,16 +19,16 @@ from ..gemma4 import Gemma4Layer
 from ..levers import Levers
 from ..linear import DenseLinear, Linear
 from ..llama import LlamaLayer
-from ..model import Model
+from ..model import AnyLayer, Model
 from ..norm import RMSNorm
+from ..per_layer import PerLayerGate
 from ..rope import RotaryTable
 from ..sequence import check_tokens
-from .attention import TILE, decode_attention
 from .embedding import embed, per_layer_inputs
-from .launches import MOST, Launch, Multiplier, Stream
+from .launches import MOST, SPLITS, Launch, Multiplier
 from .packed import PackedLinear
 
-_SPLITS = 16
+_FAMILIES = ("llama", "gemma4")
 
 
 class GpuModel(Model):
@@ -118,7 +117,7 @@ class GpuModel(Model):
             yield (answers[-1:] if last_only else answers).clone()
             return
         rows = self.hidden(tokens)
-        for some in rows[-1:].split(1) if last_only else rows.split(MOST):
+        for some in torch.split(rows[-1:] if last_only else rows, MOST):
             self._buffers["residual"][: len(some)] = some
             self._replay(len(some), f"head-{output}")
             yield self._buffers[output][: len(some)].clone()
@@ -194,9 +193,7 @@ class GpuModel(Model):
         heads = [config.num_heads * d for d in config.head_dims]
         both = zip(heads, config.kv_heads, config.head_dims, strict=True)
         widest = max(width + 2 * kv * d for width, kv, d in both)
-        rows = max(16, triton.next_power_of_2(MOST * config.num_heads // min(config.kv_heads)))
-        kv = max(config.kv_heads)
-        blocks = self._multiplier.grid(self._head)
+        teams = self._multiplier.teams(self._head)
         extra = config.num_layers * max(config.per_layer_size, 1)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -210,18 +207,19 @@ class GpuModel(Model):
             "residual-2": zeros(MOST, config.hidden_size),
             "halves": zeros(MOST, config.hidden_size, dtype=half),
             "delta": zeros(MOST, config.hidden_size),
+            "normed": zeros(MOST, config.hidden_size, dtype=half),
             "qkv": zeros(MOST, widest),
             "attended": zeros(MOST, max(heads), dtype=half),
             "gated": zeros(MOST, max(config.intermediate_sizes), dtype=half),
             "per-layer-gated": zeros(MOST, max(config.per_layer_size, 1), dtype=half),
             "projected": zeros(MOST, extra),
             "per-layer": zeros(MOST, extra),
-            "part": zeros(kv, _SPLITS, rows, max(config.head_dims)),
-            "most": zeros(kv, _SPLITS, rows),
-            "total": zeros(kv, _SPLITS, rows),
-            "arrived": zeros(kv, dtype=whole),
-            "best": zeros(blocks, MOST),
-            "best_at": zeros(blocks, MOST, dtype=whole),
+            "part": zeros(MOST, SPLITS, max(heads)),
+            "most": zeros(MOST, SPLITS, config.num_heads),
+            "total": zeros(MOST, SPLITS, config.num_heads),
+            "arrived": zeros(MOST, max(config.kv_heads), dtype=whole),
+            "best": zeros(teams, MOST),
+            "best_at": zeros(teams, MOST, dtype=whole),
             "choices": zeros(MOST, dtype=whole),
             "history": zeros(self.max_context, dtype=whole),
             "count": zeros(1, dtype=whole),
@@ -231,67 +229,52 @@ class GpuModel(Model):
     def _planned(self, m: int, output: str) -> list[Launch]:
         buffers, make = self._buffers, self._multiplier
         if output.startswith("head-"):  # the rest was done by the eager layers
-            last = Stream(buffers["residual"], norm=self._float(self.norm))
-            return self._answer(m, output.removeprefix("head-"), last)
-        launches = self._embedding(m)
-        free = [buffers["residual"], buffers["residual-2"]]
-        stream = Stream(free[0])
-
-        def moved(norm: RMSNorm | None) -> Stream:
-            """What the next matrix reads; the sum goes to the buffer that is free."""
-            keep = free[1] if stream.delta is not None else None
-            if keep is not None:
-                free.reverse()
-            return replace(stream, keep=keep, norm=self._float(norm))
-
-        delta, silu = buffers["delta"], self.config.family == "llama"
+            last = make.norm(buffers["residual"], m, buffers["normed"], norm=self._float(self.norm))
+            return [last, *self._answer(m, output.removeprefix("head-"))]
+        launches, silu = self._embedding(m), self.config.family == "llama"
+        delta, normed = buffers["delta"], buffers["normed"]
+        residual = _Residual(self._multiplier, m, buffers)
         for index, layer in enumerate(self.layers):
-            launches.append(
-                make.store("qkv", layer.qkv.qkv, m, moved(layer.input_norm), buffers["qkv"])
-            )
-            launches.append(self._attention(m, index))
-            launches.append(make.store("attention-out", layer.out, m, buffers["attended"], delta))
-            sandwich = not isinstance(layer, LlamaLayer)
-            norm = layer.attention_norm if sandwich else None
-            stream = Stream(free[0], delta, self._float(norm))
-            launches.append(
+            before, after = _sandwich(layer)
+            launches += [
+                residual.normed(self._float(layer.input_norm)),
+                make.store("qkv", _packed(layer.qkv.qkv), m, normed, buffers["qkv"]),
+                self._attention(m, index),
+                make.store("attention-out", _packed(layer.out), m, buffers["attended"], delta),
+            ]
+            residual.add(self._float(before))
+            launches += [
+                residual.normed(self._float(layer.mlp_norm)),
                 make.gated(
-                    "gate-up",
-                    layer.mlp.gate_up,
-                    m,
-                    moved(layer.mlp_norm),
-                    buffers["gated"],
-                    silu=silu,
-                )
-            )
-            launches.append(make.store("down", layer.mlp.down, m, buffers["gated"], delta))
-            norm = layer.output_norm if sandwich else None
-            scalar = float(layer.scalar) if isinstance(layer, Gemma4Layer) else 1.0
-            stream = Stream(free[0], delta, self._float(norm), scalar)
-            if isinstance(layer, Gemma4Layer) and layer.gate is not None:
-                stream = replace(stream, scale=1.0)
-                launches += self._gate(m, index, layer, moved(None))
-                stream = Stream(free[0], delta, self._float(layer.gate.norm), scalar)
-        return launches + self._answer(m, output, moved(self.norm))
+                    "gate-up", _packed(layer.mlp.gate_up), m, normed, buffers["gated"], silu=silu
+                ),
+                make.store("down", _packed(layer.mlp.down), m, buffers["gated"], delta),
+            ]
+            residual.add(self._float(after))
+            if isinstance(layer, Gemma4Layer):
+                if layer.gate is not None:
+                    launches += [residual.normed(None), *self._gate(m, index, layer.gate)]
+                    residual.add(self._float(layer.gate.norm))
+                residual.scale(float(layer.scalar))
+        return [*launches, residual.normed(self._float(self.norm)), *self._answer(m, output)]
 
-    def _answer(self, m: int, output: str, last: Stream) -> list[Launch]:
+    def _answer(self, m: int, output: str) -> list[Launch]:
         buffers, make, head = self._buffers, self._multiplier, self._head
         if output == "logits":
-            return [make.store("head", head, m, last, buffers["logits"])]
+            return [make.store("head", head, m, buffers["normed"], buffers["logits"])]
         return [
-            make.best("head", head, m, last, buffers["best"], buffers["best_at"]),
-            make.choose(make.grid(head), m, buffers, feed_back=output == "feed-back"),
+            make.best("head", head, m, buffers["normed"], buffers["best"], buffers["best_at"]),
+            make.choose(make.teams(head), m, buffers, feed_back=output == "feed-back"),
         ]
 
-    def _gate(self, m: int, index: int, layer: Gemma4Layer, source: Stream) -> list[Launch]:
+    def _gate(self, m: int, index: int, gate: PerLayerGate) -> list[Launch]:
         buffers, make, size = self._buffers, self._multiplier, self.config.per_layer_size
-        gate = layer.gate
-        assert gate is not None
         own = buffers["per-layer"].view(-1)[index * size :]
         stride, gated = self.config.num_layers * size, buffers["per-layer-gated"]
+        down, up = _packed(gate.down), _packed(gate.up)
         return [
-            make.per_layer("per-layer", gate.down, m, source, gated, own, stride),
-            make.store("per-layer", gate.up, m, gated, buffers["delta"]),
+            make.per_layer("per-layer", down, m, buffers["normed"], gated, own, stride),
+            make.store("per-layer", up, m, gated, buffers["delta"]),
         ]
 
     def _embedding(self, m: int) -> list[Launch]:
@@ -324,7 +307,7 @@ class GpuModel(Model):
         return [
             *launches,
             self._multiplier.store(
-                "per-layer", inputs.projection, m, buffers["halves"], buffers["projected"]
+                "per-layer", _packed(inputs.projection), m, buffers["halves"], buffers["projected"]
             ),
             Launch("per-layer", 2 * layers * size, run_per_layer),
         ]
@@ -334,44 +317,73 @@ class GpuModel(Model):
         source = config.kv_sources[index]
         cache = self.caches[index if source is None else source]
         assert isinstance(cache, StaticCache)
-        cos, sin = self._angles[config.ropes[index]]
-        kv_heads = config.kv_heads[index]
-        group = config.num_heads // kv_heads
-        normed = not isinstance(layer, LlamaLayer)
-        query_norm = self._float(layer.query_norm) if normed else buffers["delta"]
-        key_norm = self._float(layer.key_norm) if normed and source is None else query_norm
-        constants = {
-            "M": m,
-            "GROUP": group,
-            "KV_HEADS": kv_heads,
-            "HEAD_DIM": config.head_dims[index],
-            "WINDOW": config.windows[index] or 0,
-            "SPLITS": _SPLITS,
-            "ROWS": max(16, triton.next_power_of_2(m * group)),
-            "CONTEXT": self.max_context,
-            "PAGE": 0,
-            "SHARED": source is not None,
-            "NORMS": normed,
-            "VALUE_NORM": config.family == "gemma4",
-            "INT8": False,
-            "DEPENDENT": self._dependent,
-            "TILE": TILE,
-            "DTYPE": tl.bfloat16,
-        }
+        shared = source is not None
+        query_norm = key_norm = None
+        if not isinstance(layer, LlamaLayer):
+            query_norm = self._float(layer.query_norm)
+            key_norm = None if shared else self._float(layer.key_norm)
+        return self._multiplier.attention(
+            m,
+            buffers,
+            cache,
+            self._angles[config.ropes[index]],
+            query_norm=query_norm,
+            key_norm=key_norm,
+            kv_heads=config.kv_heads[index],
+            group=config.num_heads // config.kv_heads[index],
+            head_dim=config.head_dims[index],
+            window=config.windows[index] or 0,
+            scale=config.attention_scale,
+            shared=shared,
+            value_norm=config.family == "gemma4",
+        )
 
-        def run() -> None:
-            decode_attention[(kv_heads, _SPLITS)](
-                buffers["qkv"], cos, sin, query_norm, key_norm, cache.key, cache.value,
-                cache.key, cache.value, buffers["tokens"], buffers["position"],
-                buffers["attended"], buffers["part"], buffers["most"], buffers["total"],
-                buffers["arrived"], config.norm_eps, config.attention_scale,
-                **constants, num_warps=8, launch_pdl=self._dependent,
-            )  # fmt: skip
 
-        return Launch("attention", 0, run)
+class _Residual:
+    """The residual stream while a step is laid out: what is to be added, and where the sum goes."""
+
+    def __init__(self, make: Multiplier, m: int, buffers: dict[str, Tensor]) -> None:
+        self._make, self._m, self._buffers = make, m, buffers
+        self._now, self._next = buffers["residual"], buffers["residual-2"]
+        self._pending: dict[str, Tensor | None] | None = None
+        self._scale = 1.0
+
+    def add(self, delta_norm: Tensor | None) -> None:
+        """Add the buffer `delta`, through a norm if it has one, when it is next looked at."""
+        self._pending = {"delta": self._buffers["delta"], "delta_norm": delta_norm}
+
+    def scale(self, factor: float) -> None:
+        """Scale the sum when it is next looked at."""
+        self._scale = factor
+
+    def normed(self, norm: Tensor | None) -> Launch:
+        """Return the launch that adds what is pending and norms the sum."""
+        out = self._buffers["normed"]
+        if self._pending is None:
+            return self._make.norm(self._now, self._m, out, norm=norm)
+        keep = self._next
+        launch = self._make.norm(
+            self._now, self._m, out, norm=norm, keep=keep, scale=self._scale, **self._pending
+        )
+        self._now, self._next, self._pending, self._scale = keep, self._now, None, 1.0
+        return launch
+
+
+def _sandwich(layer: AnyLayer) -> tuple[RMSNorm | None, RMSNorm | None]:
+    """Return the norms after attention and after the feed-forward layer, which Llama lacks."""
+    if isinstance(layer, LlamaLayer):
+        return None, None
+    return layer.attention_norm, layer.output_norm
+
+
+def _packed(linear: Linear) -> PackedLinear:
+    assert isinstance(linear, PackedLinear)
+    return linear
 
 
 def _check(config: ModelConfig, levers: Levers) -> None:
+    if config.family not in _FAMILIES:
+        raise ValueError(f"step={levers.step} decodes {' and '.join(_FAMILIES)} on a GPU")
     if levers.dtype != "bfloat16":
         raise ValueError(f"step={levers.step} needs dtype=bfloat16, not {levers.dtype}")
     if any(config.values_are_keys):

@@ -14,7 +14,7 @@ from ..quantise import int4_groups, int4_symmetric, int8_rows
 
 TILE = 16
 DENSE, INT8, INT4 = 0, 1, 2
-_UNIT = {DENSE: 16, INT8: 32, INT4: 64}
+_STAGE = {DENSE: 32, INT8: 64, INT4: 128}  # columns
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PackedLinear:
         self.scheme = read_scheme(scheme)
         self.rows, self.columns = weight.shape
         self.interleave, self.dtype = interleave, weight.dtype
-        unit = _UNIT[self.scheme.number]
+        unit = _STAGE[self.scheme.number]
         if self.columns % unit:
             raise ValueError(f"{scheme}: {self.columns} columns are no multiple of {unit}")
         self.group = self.scheme.group or self.columns
@@ -63,14 +63,14 @@ class PackedLinear:
             ordered = torch.cat((ordered, pad))
         self.scales: Tensor | None = None
         if self.scheme.number == DENSE:
-            self.weights = _to_lanes(ordered.to(torch.bfloat16), 16)
+            self.weights = _to_lanes(ordered.to(torch.bfloat16), unit // 2)
         elif self.scheme.number == INT8:
             codes, scales = int8_rows(ordered)
             shifted = (codes.to(torch.int16) + 128).to(torch.uint8)
-            self.weights = _to_lanes(shifted, 32)
+            self.weights = _to_lanes(shifted, unit // 2)
             self.scales = scales.view(self.tiles, TILE).contiguous()
         else:
-            self._pack_int4(ordered)
+            self.weights = self._packed_int4(ordered)
 
     @property
     def nbytes(self) -> int:
@@ -79,17 +79,26 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply x [rows, columns] through a dense copy."""
+        if self.weights.is_cuda:
+            from .launches import unpack
+
+            return F.linear(x, unpack(self))
         return F.linear(x, self.dense())
 
+    @property
+    def num_stages(self) -> int:
+        """How many pieces a tile is read in."""
+        return self.columns // _STAGE[self.scheme.number]
+
     def dense(self) -> Tensor:
-        """Return the weights as the kernel sees them, [rows, columns]."""
+        """Return the weights [rows, columns] in plain torch, on any device."""
         tiled: Tensor
         if self.scheme.number == DENSE:
             tiled = _from_lanes(self.weights, self.columns)
         elif self.scheme.number == INT8:
             assert self.scales is not None
             codes = _from_lanes(self.weights, self.columns)
-            tiled = (codes.to(self.dtype) - 128) * self.scales.view(-1, 1).to(self.dtype)
+            tiled = (codes.float() - 128) * self.scales.view(-1, 1)
         else:
             tiled = self._dense_int4()
         if self.interleave:
@@ -105,7 +114,8 @@ class PackedLinear:
         halves = weight.view(2, -1, TILE // 2, self.columns)
         return halves.transpose(0, 1).reshape(self.rows, self.columns)
 
-    def _pack_int4(self, weight: Tensor) -> None:
+    def _packed_int4(self, weight: Tensor) -> Tensor:
+        """Return bytes [tiles, stages, 1024 + those of the stage's scales]."""
         if self.columns % self.group or self.group % 32:
             raise ValueError(
                 f"int4 groups of {self.group} columns: has to divide {self.columns} columns and be "
@@ -117,20 +127,26 @@ class PackedLinear:
         else:
             codes, scale = int4_symmetric(weight, self.group, torch.float16)
             tables = scale[..., None]
-        groups = self.columns // self.group
-        by_tile = tables.view(self.tiles, TILE, groups, -1).transpose(1, 2)
-        self.scales = by_tile.contiguous()  # [tiles, groups, 16, 1 or 2]
-        self.weights = _to_lanes(codes, 64)
+        stages = self.columns // 128
+        # A group wider than a stage is repeated for each of its stages.
+        starts = torch.arange(0, self.columns, min(self.group, 128), device=weight.device)
+        spread = tables[:, starts // self.group]
+        by_stage = spread.view(self.tiles, TILE, stages, -1, tables.shape[-1])
+        scales = by_stage.permute(0, 2, 3, 1, 4).contiguous().view(torch.uint8)
+        lanes = _to_lanes(codes, 64).view(self.tiles, stages, 1024)
+        return torch.cat((lanes, scales.view(self.tiles, stages, -1)), -1)
 
     def _dense_int4(self) -> Tensor:
-        assert self.scales is not None
-        codes = _from_lanes(self.weights, self.columns)
-        rows, groups = codes.shape[0], self.columns // self.group
-        tables = self.scales.transpose(1, 2).reshape(rows, groups, -1).float()
-        scale = tables[..., :1]
-        minimum = tables[..., 1:] if self.scheme.asymmetric else -8.0 * scale
-        wide = codes.view(rows, groups, self.group).to(torch.float32) * scale + minimum
-        return wide.view(rows, self.columns)
+        stages, size = self.columns // 128, min(self.group, 128)
+        lanes, scales = self.weights[..., :1024], self.weights[..., 1024:].contiguous()
+        codes = _from_lanes(lanes.reshape(self.tiles, 2 * stages, 8, 4, 4, 4), self.columns)
+        tables = scales.view(torch.float16).view(self.tiles, stages, 128 // size, TILE, -1)
+        tables = tables.permute(0, 3, 1, 2, 4).reshape(codes.shape[0], -1, tables.shape[-1])
+        scale = tables[..., :1].float()
+        groups = codes.view(codes.shape[0], -1, size).float()
+        if self.scheme.asymmetric:
+            return (groups * scale + tables[..., 1:].float()).view(-1, self.columns)
+        return ((groups - 8) * scale).view(-1, self.columns)
 
 
 def _to_lanes(codes: Tensor, unit: int) -> Tensor:

@@ -1,0 +1,90 @@
+"""Time our engine at batch 1 on a checkpoint folder, which may be random weights.
+
+    python benchmarks/peers/slipstream_engine/decode.py --model DIR weights=int4-g128 head=int4-g128
+
+The last line on standard output is one JSON object.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from slipstream.kernels.engine import load
+
+
+def read_gbps() -> float:
+    """Return how fast the GPU reads 4 GB, best of five."""
+    data = torch.empty(1 << 30, device="cuda").normal_()
+    best = float("inf")
+    for _ in range(6):
+        begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begun.record()
+        data.sum()
+        ended.record()
+        torch.cuda.synchronize()
+        best = min(best, begun.elapsed_time(ended))
+    return data.nbytes / best / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--long-prompt", type=int, default=2048)
+    parser.add_argument("settings", nargs="*", help="lever=value")
+    options = parser.parse_args()
+    bandwidth = read_gbps()
+    torch.cuda.empty_cache()
+    settings = {"step": "graph", **dict(setting.split("=") for setting in options.settings)}
+    tree = Path(tempfile.mkdtemp())
+    (tree / "levers.json").write_text(json.dumps(settings))
+    engine = load(tree, options.model, 4096)
+    size = engine.vocab_size
+
+    def seconds(num_prompt: int, num_tokens: int) -> float:
+        prompt = torch.randint(10, size, (num_prompt,)).tolist()
+        start = time.perf_counter()
+        engine.generate(prompt, num_tokens)
+        return time.perf_counter() - start
+
+    for _ in range(2):
+        seconds(options.prompt_tokens, 16)
+        seconds(options.long_prompt, 1)
+    decode, whole, first = [], [], []
+    for _ in range(options.repeats):
+        to_first = seconds(options.prompt_tokens, 1)
+        total = seconds(options.prompt_tokens, options.new_tokens)
+        decode.append((options.new_tokens - 1) / (total - to_first))
+        whole.append(options.new_tokens / total)
+        first.append(1e3 * to_first)
+    long = [1e3 * seconds(options.long_prompt, 1) for _ in range(options.repeats)]
+    read = sum(launch.nbytes for launch in engine.model.plan(1, "feed-back"))
+    tps = statistics.median(decode)
+    print(
+        json.dumps(
+            {
+                "name": "slipstream",
+                "scheme": settings.get("weights", "bf16"),
+                "settings": settings,
+                "decode_tps": tps,
+                "tps": statistics.median(whole),
+                "ttft_ms": statistics.median(first),
+                "long_ttft_ms": statistics.median(long),
+                "read_gb": read / 1e9,
+                "bandwidth_gbps": bandwidth,
+                "roofline_fraction": tps * read / bandwidth / 1e9,
+                "samples": decode,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+/* What the kernels of a step share: beginning before the last one ends, and being launched so. */
+#pragma once
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+constexpr int MOST = 8; /* tokens of a step */
+
+/* From here on the next kernel may begin (sm_90: programmatic dependent launch). */
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/* What the last kernel wrote may be read from here on, and nothing but constants before. */
+__device__ __forceinline__ void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+    for (int reach = 16; reach; reach /= 2) value += __shfl_xor_sync(~0u, value, reach);
+    return value;
+}
+
+__device__ __forceinline__ float warp_max(float value) {
+    for (int reach = 16; reach; reach /= 2)
+        value = fmaxf(value, __shfl_xor_sync(~0u, value, reach));
+    return value;
+}
+
+template <class Kernel, class Args>
+static int launch(Kernel kernel, const Args &args, dim3 grid, int threads, size_t shared,
+                  bool dependent, void *queue) {
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid, config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared, config.stream = (cudaStream_t)queue;
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute, config.numAttrs = dependent ? 1 : 0;
+    cudaError_t error = cudaSuccess;
+    if (shared > 32 * 1024) /* beside the static part; 48 KB in all need asking */
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     (int)shared);
+    if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, args);
+    return (int)error;
+}

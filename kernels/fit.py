@@ -1,0 +1,87 @@
+"""Which levers go together: what does nothing beside others, and what can't work on a machine."""
+
+from .census import ModelShape
+from .levers import CATALOGUE, SEED_SETTINGS, Machine
+
+_NATIVE_FAMILIES = {
+    "cpu": ("llama", "gemma3_text"),
+    "cuda": ("llama", "gemma4_text"),
+}
+_NATIVE_HEAD_DIMS = (64, 128, 256, 512)  # of the GPU's attention kernel
+# Columns of a matrix come in whole blocks (on a CPU) or stages (on a GPU).
+_CPU_BLOCK = 32
+_GPU_STAGES = {"dense": 32, "int8": 64, "int4": 128}
+_EAGER_ONLY = frozenset({"attention", "norm", "fuse", "cache", "compile"})
+
+
+def moot(settings: dict[str, str]) -> frozenset[str]:
+    """Return the levers that do nothing beside the other settings."""
+    if settings.get("step", "eager") == "eager":
+        return frozenset({"activations"})
+    dense = all(settings.get(name, "dense") == "dense" for name in ("weights", "head"))
+    idle = dense or settings["step"] == "graph"
+    return _EAGER_ONLY | {"activations"} if idle else _EAGER_ONLY
+
+
+def effective(settings: dict[str, str]) -> dict[str, str]:
+    """Return a value for every lever, the seed's where a lever is missing or does nothing."""
+    without = moot(settings)
+    return {
+        name: default if name in without else settings.get(name, default)
+        for name, default in SEED_SETTINGS.items()
+    }
+
+
+def refusal(shape: ModelShape, settings: dict[str, str], machine: Machine) -> str | None:
+    """Return why these settings can't work on this model and machine, or None."""
+    for name, value in settings.items():
+        if name not in CATALOGUE:
+            return f"lever {name!r}: not one of {', '.join(CATALOGUE)}"
+        if reason := CATALOGUE[name].refusal(shape, value, machine):
+            return reason
+    everything = {**SEED_SETTINGS, **settings}
+    if everything["step"] != "eager":
+        return _native_refusal(shape, everything, machine)
+    if machine.device == "cuda":
+        for name in ("weights", "head"):
+            if everything[name] != "dense":
+                return f"{name}={everything[name]}: on a GPU only with step=native or graph"
+    return None
+
+
+def _native_refusal(shape: ModelShape, settings: dict[str, str], machine: Machine) -> str | None:
+    step, families = settings["step"], _NATIVE_FAMILIES[machine.device]
+    if step == "graph" and machine.device != "cuda":
+        return "step=graph: needs a GPU"
+    if settings["dtype"] != "bfloat16":
+        return f"step={step}: needs dtype=bfloat16, not {settings['dtype']}"
+    if shape.family not in families:
+        return f"step={step}: decodes {', '.join(families)}, not {shape.family}"
+    if machine.device == "cuda":
+        return _gpu_refusal(shape, settings)
+    sizes = {
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "head_dim": shape.head_dim,
+    }
+    for name, size in sizes.items():
+        if size % _CPU_BLOCK:
+            return f"step={step}: needs a {name} of a multiple of {_CPU_BLOCK}, not {size}"
+    return None
+
+
+def _gpu_refusal(shape: ModelShape, settings: dict[str, str]) -> str | None:
+    step = settings["step"]
+    for layer in shape.every_layer:
+        if layer.head_dim not in _NATIVE_HEAD_DIMS:
+            sizes = ", ".join(map(str, _NATIVE_HEAD_DIMS))
+            return f"step={step}: needs heads of {sizes}, not {layer.head_dim}"
+        if layer.values_are_keys:
+            return f"step={step}: has no code for values that are the keys"
+    widths = {("weights", matrix.name, matrix.inputs) for matrix in shape.matrices}
+    for lever, name, inputs in sorted({*widths, ("head", "head", shape.hidden_size)}):
+        stage = _GPU_STAGES[settings[lever].partition("-")[0]]
+        if inputs % stage:
+            value = f"{lever}={settings[lever]}"
+            return f"step={step}: {value} needs a multiple of {stage} columns, {name} has {inputs}"
+    return None

@@ -1,0 +1,120 @@
+"""The fused step on a real GPU; skipped where there is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Gemma4ForCausalLM, Gemma4TextConfig, LlamaConfig, LlamaForCausalLM
+
+from slipstream.kernels.engine.engine import Engine, load
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+TOKENS = torch.randint(512, (60,), generator=torch.Generator().manual_seed(1)).tolist()
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.08,
+}
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma4"])
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose heads the GPU's kernels know."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=3))
+    else:
+        config = Gemma4TextConfig(
+            **SIZES,
+            num_hidden_layers=6,
+            global_head_dim=128,
+            sliding_window=16,
+            num_kv_shared_layers=2,
+            hidden_size_per_layer_input=64,
+            vocab_size_per_layer_input=512,
+            final_logit_softcapping=30.0,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
+        )
+        model = Gemma4ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def engine_with(model_dir: Path, tmp_path: Path, **levers: str) -> Engine:
+    (tmp_path / "levers.json").write_text(json.dumps(levers))
+    return load(tmp_path, model_dir, 256)
+
+
+def logits_in(engine: Engine, pieces: list[list[int]]) -> Tensor:
+    engine.model.reset()
+    with torch.inference_mode():
+        rows = [engine.model(piece, last_only=False) for piece in pieces]
+    return torch.cat(rows).float().cpu()
+
+
+@pytest.mark.parametrize("step", ["native", "graph"])
+def test_logits_are_nearer_to_fp32_than_eager_ones(
+    step: str, model_dir: Path, tmp_path: Path
+) -> None:
+    """After a prompt, token by token, past the window."""
+    exact = logits_in(engine_with(model_dir, tmp_path, dtype="float32"), [TOKENS])
+    eager = logits_in(engine_with(model_dir, tmp_path), [TOKENS])
+    ones = [[token] for token in TOKENS[20:]]
+    fused = logits_in(engine_with(model_dir, tmp_path, step=step), [TOKENS[:20], *ones])
+    assert (fused - exact).abs().mean() < 1.1 * (eager - exact).abs().mean()
+
+
+@pytest.mark.parametrize("weights", ["dense", "int8"])
+def test_a_token_among_others_is_bit_for_bit_the_token_alone(
+    weights: str, model_dir: Path, tmp_path: Path
+) -> None:
+    engine = engine_with(model_dir, tmp_path, step="graph", weights=weights, head=weights)
+    alone = logits_in(engine, [TOKENS[:20], *[[token] for token in TOKENS[20:]]])
+    for size in (2, 5, 8):
+        pieces = [TOKENS[at : at + size] for at in range(20, 60, size)]
+        assert torch.equal(logits_in(engine, [TOKENS[:20], *pieces]), alone)
+
+
+def test_drafting_is_lossless(model_dir: Path, tmp_path: Path) -> None:
+    plain = engine_with(model_dir, tmp_path, step="graph")
+    drafted = engine_with(model_dir, tmp_path, step="graph", draft="lookup-adaptive")
+    for prompt in ([7, 8, 9] * 10, TOKENS):
+        assert drafted.generate(prompt, 120) == plain.generate(prompt, 120)
+
+
+def test_tokens_fed_back_on_the_device_are_those_fed_back_by_the_host(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    engine = engine_with(model_dir, tmp_path, step="graph")
+    tokens = engine.generate(TOKENS[:20], 40)
+    logits = engine.begin(TOKENS[:20])
+    for token in tokens:
+        assert int(logits.argmax()) == token
+        logits = engine.reveal(token)
+
+
+@pytest.mark.parametrize("scheme", ["dense", "int8", "int4-g32", "int4-g64-sym", "int4-g128"])
+@pytest.mark.parametrize("m", [1, 3, 8])
+def test_matrices_multiply_as_their_dense_twins(scheme: str, m: int) -> None:
+    from slipstream.kernels.engine.gpu.launches import Multiplier, unpack
+    from slipstream.kernels.engine.gpu.packed import PackedLinear
+
+    device = torch.device("cuda")
+    make = Multiplier(device, 1e-6, dependent=torch.cuda.get_device_capability() >= (9, 0))
+    for rows, columns in ((64, 256), (75, 256), (2560, 2048)):
+        torch.manual_seed(rows)
+        packed = PackedLinear(torch.randn(rows, columns, device=device).bfloat16(), scheme)
+        dense = packed.dense().double()
+        assert (unpack(packed) - dense).norm() < 3e-3 * dense.norm()
+        x = torch.randn(m, columns, device=device).bfloat16()
+        y = torch.full((m, rows), float("nan"), device=device)
+        make.store("matrix", packed, m, x, y).run()
+        assert (y - x.double() @ dense.T).norm() < 3e-3 * (x.double() @ dense.T).norm()
