@@ -2,8 +2,8 @@
 
     python benchmarks/peers/vllm/decode.py --config DIR --scheme bf16|int8|int4
 
-Without tokenizer and checkpoint, one stream, greedy, CUDA graphs on, prefix cache off. The last line
-on standard output is one JSON object. Schemes:
+Without tokenizer and checkpoint, one stream, greedy, CUDA graphs on, prefix cache off. The last
+line on standard output is one JSON object. Schemes:
   bf16  as it is, tied head
   int4  GPTQ layout, groups of 128, symmetric, the head too (untied)
   int8  GPTQ layout, 8 bits, one scale a channel, symmetric, the head too (untied)
