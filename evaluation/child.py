@@ -30,6 +30,7 @@ from .fence import GpuFence
 from .protocol import (
     MAX_FRAME_BYTES,
     check_logits,
+    check_profile,
     check_tokens,
     check_vocab_size,
     has_data,
@@ -148,6 +149,12 @@ class ChildEngine:
             asked = self._ask({"do": "extend", "tokens": some}, 60.0 + len(some))
             parts.append(check_logits(asked.answer, self._vocab_size, len(some)))
         return np.concatenate(parts)
+
+    def profile(self, prompt: Sequence[int], num_tokens: int) -> dict[str, float]:
+        """Return seconds per decoded token and component, as the engine itself measures them."""
+        request = {"do": "profile", "prompt": list(prompt), "num_tokens": num_tokens}
+        timeout_s = 60.0 + 10 * _SECONDS_PER_TOKEN * (num_tokens + len(prompt) / 8)
+        return check_profile(self._ask(request, timeout_s).answer)
 
     def cpu_s(self) -> float:
         """Return the CPU seconds that the engine has used so far."""

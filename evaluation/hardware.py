@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
+
+from .errors import SlipstreamError
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,24 @@ def can_compile(device: str) -> bool:
     """Whether compiled kernels can be built here: for a GPU that takes nvcc, too."""
     found = any(shutil.which(name) for name in ("g++", "c++", "clang++"))
     return found and (device != "cuda" or shutil.which("nvcc") is not None)
+
+
+def bandwidth_of(device: str) -> float:
+    """Measure how fast a challenge's device reads its memory, in GB/s.
+
+    Raises:
+        SlipstreamError: no GPU that torch can use, where one is meant.
+    """
+    if device == "cpu":
+        return read_bandwidth_gbps(len(os.sched_getaffinity(0)))
+    script = Path(__file__).resolve().parent / "inside" / "gpu_bandwidth.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SlipstreamError(f"the GPU's bandwidth can't be measured: {reason}")
+    return float(done.stdout)
 
 
 def read_bandwidth_gbps(num_threads: int, *, size_mb: int = 256, repeats: int = 5) -> float:

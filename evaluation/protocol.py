@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from .errors import EngineFailedError, InvalidOutputError
 
+_MOST_COMPONENTS, _LONGEST_NAME = 64, 40  # of a profile
 MAX_FRAME_BYTES = 8 << 20  # a vocabulary of 262,144 float32 logits is 1 MiB
 _HEADER = struct.Struct(">I")
 
@@ -146,6 +147,22 @@ def check_logits(message: dict[str, Any], vocab_size: int, rows: int) -> NDArray
     if not np.isfinite(logits).all():
         raise InvalidOutputError("logits hold NaN or infinity")
     return logits
+
+
+def check_profile(message: dict[str, Any]) -> dict[str, float]:
+    """Return the seconds by component of an answer to `profile`.
+
+    Raises:
+        InvalidOutputError: anything but a few names with finite times.
+    """
+    times = _only_field(message, "profile")
+    if not isinstance(times, dict) or not 0 < len(times) <= _MOST_COMPONENTS:
+        raise InvalidOutputError(f"a profile is 1 to {_MOST_COMPONENTS} components")
+    for name, time_s in times.items():
+        short = isinstance(name, str) and len(name) <= _LONGEST_NAME and name.isprintable()
+        if not short or type(time_s) is not float or not 0 <= time_s < math.inf:
+            raise InvalidOutputError(f"no component's time: {str(name)[:40]!r}")
+    return times
 
 
 def check_vocab_size(message: dict[str, Any]) -> int:

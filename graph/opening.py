@@ -16,7 +16,7 @@ from slipstream.evaluation import sandbox
 from slipstream.evaluation.bench import Bench, open_bench
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError
-from slipstream.evaluation.hardware import can_compile, detect_hardware, read_bandwidth_gbps
+from slipstream.evaluation.hardware import bandwidth_of, can_compile, detect_hardware
 from slipstream.evaluation.home import data_dir, make_dir
 from slipstream.kernels.levers import SEED_SETTINGS, Machine
 from slipstream.kernels.variants import VariantStore, seed_tree
@@ -102,7 +102,7 @@ def open_context(
         if not run.family and bench.shape.family:
             memory.update_run(run_id, family=bench.shape.family)
         if run.bandwidth_gbps is None:
-            memory.update_run(run_id, bandwidth_gbps=read_bandwidth_gbps(hardware.num_cores))
+            memory.update_run(run_id, bandwidth_gbps=bandwidth_of(challenge.device))
         workshop = Workshop(folder / "workshop.git")
         workshop.open()
         stack.callback(workshop.close)

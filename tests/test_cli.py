@@ -205,7 +205,17 @@ def test_doctor_looks_at_everything(tmp_path: Path) -> None:
 
 def test_help_is_quick_and_lists_every_command(tmp_path: Path) -> None:
     shown = cli("--help", home=tmp_path).stdout
-    for command in ("run", "resume", "leaderboard", "show", "diff", "bench", "runs", "report"):
+    for command in (
+        "run",
+        "resume",
+        "leaderboard",
+        "show",
+        "diff",
+        "bench",
+        "runs",
+        "report",
+        "profile",
+    ):
         assert command in shown
 
 

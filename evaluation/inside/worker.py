@@ -22,6 +22,7 @@ class _Loaded(Protocol):
     def begin(self, prompt: list[int]) -> Any: ...
     def reveal(self, token: int) -> Any: ...
     def extend(self, tokens: list[int]) -> Any: ...
+    def profile(self, prompt: list[int], num_tokens: int) -> dict[str, float]: ...
 
 
 def _read_exactly(sock: socket.socket, count: int) -> bytes:
@@ -42,6 +43,8 @@ def _answer(engine: _Loaded, request: dict[str, Any]) -> dict[str, Any]:
             return {"logits": engine.begin(request["prompt"]).numpy().tobytes()}
         case "reveal":
             return {"logits": engine.reveal(request["token"]).numpy().tobytes()}
+        case "profile":
+            return {"profile": engine.profile(request["prompt"], request["num_tokens"])}
         case "extend":
             return {"logits": engine.extend(request["tokens"]).numpy().tobytes()}
     raise ValueError(f"unknown request {request['do']!r}")

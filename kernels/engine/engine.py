@@ -55,6 +55,14 @@ class Engine:
                 return self._plain(prompt, num_tokens)
             return self._drafted(prompt, num_tokens)
 
+    def profile(self, prompt: list[int], num_tokens: int) -> dict[str, float]:
+        """Return seconds per decoded token, by component, of plain decoding after `prompt`."""
+        self.model.reset()
+        with torch.inference_mode():
+            (first,) = self.model.choose(prompt)
+            times = self.model.profile(first, num_tokens - 1)
+        return {name: seconds / (num_tokens - 1) for name, seconds in times.items()}
+
     def _plain(self, prompt: list[int], num_tokens: int) -> list[int]:
         (first,) = self.model.choose(prompt)
         return [first, *self.model.decode(first, num_tokens - 1)]

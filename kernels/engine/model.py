@@ -1,6 +1,7 @@
 """Token ids to logits: embedding, layers around their caches, head."""
 
 import math
+import time
 from collections.abc import Callable
 
 import torch
@@ -148,3 +149,9 @@ class Model:
         while len(chosen) < count:
             chosen += self.choose([chosen[-1] if chosen else token])
         return chosen
+
+    def profile(self, token: int, count: int) -> dict[str, float]:
+        """Return seconds by component for decoding `count` tokens; here one: the whole step."""
+        begun = time.perf_counter()
+        self.decode(token, count)
+        return {"step": time.perf_counter() - begun}

@@ -22,6 +22,8 @@ from .sequence import check_tokens
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 _NORMS = ("input_norm", "attention_norm", "query_norm", "key_norm", "mlp_norm", "output_norm")
+# As `Component` in step.cpp counts them.
+_COMPONENTS = ("qkv", "attention", "attention-out", "gate-up", "down", "head", "norms")
 _NORM_NAMES = {
     "llama": ("input_layernorm", None, None, None, "post_attention_layernorm", None),
     "gemma3": (
@@ -151,6 +153,14 @@ class NativeModel:
         self.length += count
         return list(chosen)
 
+    def profile(self, token: int, count: int) -> dict[str, float]:
+        """Decode as `decode` does; return seconds by component."""
+        check_tokens([token], self.config.vocab_size, self.length + count - 1, self.max_context)
+        seconds = (ctypes.c_double * len(_COMPONENTS))()
+        self._c.decoder_profile(self._decoder, token, self.length, count, (_INT * count)(), seconds)
+        self.length += count
+        return dict(zip(_COMPONENTS, seconds, strict=True))
+
     def _forward(self, tokens: list[int], logits: Tensor | None, *, last_only: bool) -> list[int]:
         check_tokens(tokens, self.config.vocab_size, self.length, self.max_context)
         chosen = (_INT * (1 if last_only else len(tokens)))()
@@ -241,6 +251,8 @@ def native_functions() -> Any:
     c.decoder_forward.restype = None
     c.decoder_decode.argtypes = [_POINTER, _INT, _INT, _INT, _POINTER]
     c.decoder_decode.restype = None
+    c.decoder_profile.argtypes = [_POINTER, _INT, _INT, _INT, _POINTER, _POINTER]
+    c.decoder_profile.restype = None
     c.matrix_multiply.argtypes = [_POINTER, _POINTER, _INT, _INT, _POINTER]
     c.matrix_multiply.restype = None
     return c

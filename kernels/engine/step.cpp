@@ -5,6 +5,7 @@
  * weights and to the key/value cache; nothing is allocated afterwards.
  */
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -24,6 +25,9 @@ struct Layer {
     uint16_t *key, *value;           /* [kv_heads, max_context, head_dim] */
     int window;                      /* how far back a query sees; 0 for all */
 };
+
+/* What a step's time is told apart by; `native.py` has the names. */
+enum Component { QKV, ATTENTION, ATTENTION_OUT, GATE_UP, DOWN, HEAD, NORMS, COMPONENTS };
 
 /* e^x for x ≤ 0 or moderate x, to about one unit in the last place; vectorises. */
 static inline float fast_exp(float x) {
@@ -87,6 +91,16 @@ struct Decoder {
     std::vector<Inputs> inputs;
     std::vector<float> best;
     std::vector<int> best_at;
+    double *seconds = nullptr; /* [COMPONENTS] while a profile is taken */
+    std::chrono::steady_clock::time_point mark;
+
+    /* The time since the last lap was `component`'s; the caller's thread keeps the clock. */
+    void lap(int rank, int component) {
+        if (rank || !seconds) return;
+        auto now = std::chrono::steady_clock::now();
+        seconds[component] += std::chrono::duration<double>(now - mark).count();
+        mark = now;
+    }
 
     void allocate() {
         int widest = std::max({hidden, heads * head_dim, feed});
@@ -218,12 +232,15 @@ struct Decoder {
             }
         });
         team->meet();
+        lap(rank, GATE_UP);
         for (int m = rank; m < count; m += team->size)
             prepare(layer.down, feeds.data() + (size_t)m * 2 * feed, inputs[m], 0,
                     layer.down.blocks);
         team->meet();
+        lap(rank, NORMS);
         multiply_into(layer.down, count, rank, delta.data(), hidden);
         team->meet();
+        lap(rank, DOWN);
     }
 
     void layers_of(const int *tokens, int count, int position, int rank) {
@@ -236,21 +253,28 @@ struct Decoder {
         bool add = false;
         for (const Layer &layer : layers) {
             add_and_prepare(count, last_norm, add, layer.input_norm, layer.qkv, rank);
+            lap(rank, NORMS);
             multiply_into(layer.qkv, count, rank, qkv.data(), (heads + 2 * kv_heads) * head_dim);
             team->meet();
+            lap(rank, QKV);
             attend(layer, count, position, rank);
             team->meet();
+            lap(rank, ATTENTION);
             for (int m = rank; m < count; m += team->size)
                 prepare(layer.out, mixed.data() + (size_t)m * heads * head_dim, inputs[m], 0,
                         layer.out.blocks);
             team->meet();
+            lap(rank, NORMS);
             multiply_into(layer.out, count, rank, delta.data(), hidden);
             team->meet();
+            lap(rank, ATTENTION_OUT);
             add_and_prepare(count, layer.attention_norm, true, layer.mlp_norm, layer.gate_up, rank);
+            lap(rank, NORMS);
             feed_forward(layer, count, rank);
             last_norm = layer.output_norm, add = true;
         }
         add_and_prepare(count, last_norm, add, norm, head, rank);
+        lap(rank, NORMS);
     }
 
     /* The head on rows [skip, count): logits if asked for, and always the best token of each. */
@@ -304,6 +328,7 @@ struct Decoder {
                 layers_of(i ? out + i - 1 : &token, 1, position + i, rank);
                 choose(1, 0, nullptr, out + i, rank);
                 team->meet();
+                lap(rank, HEAD);
             }
         });
     }
@@ -380,6 +405,15 @@ void decoder_forward(void *decoder, const int *tokens, int count, int position, 
 
 void decoder_decode(void *decoder, int token, int position, int count, int *out) {
     ((Decoder *)decoder)->decode(token, position, count, out);
+}
+
+/* Decode, and add up each component's time in `seconds` [COMPONENTS]. */
+void decoder_profile(void *decoder, int token, int position, int count, int *out,
+                     double *seconds) {
+    auto *d = (Decoder *)decoder;
+    d->seconds = seconds, d->mark = std::chrono::steady_clock::now();
+    d->decode(token, position, count, out);
+    d->seconds = nullptr;
 }
 
 /* y[m] = W x[m], for tests and for profiles; x [count, blocks * 32], y [count, rows]. */

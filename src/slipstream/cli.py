@@ -17,7 +17,7 @@ from rich.table import Table
 
 from slipstream.evaluation.errors import SlipstreamError
 
-from . import keeping, knowledge, talk
+from . import keeping, knowledge, measuring, talk
 from .display import (
     out,
     print_event,
@@ -25,13 +25,11 @@ from .display import (
     print_json,
     print_pulse,
     print_summary,
-    print_verification,
     say_plainly,
     show_rows,
     standings_table,
-    verification_row,
 )
-from .options import AsJson, ChallengeName, MemoryUrl, UnsafeLocal
+from .options import DEFAULT_CHALLENGE, AsJson, ChallengeName, MemoryUrl, UnsafeLocal
 
 if TYPE_CHECKING:
     from slipstream.graph.session import Outcome
@@ -41,10 +39,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 model_app = typer.Typer(no_args_is_help=True, help="Models by URI.")
 app.add_typer(model_app, name="model")
+app.add_typer(measuring.app)
 app.add_typer(knowledge.app)
 app.add_typer(talk.app)
 app.add_typer(keeping.app, name="memory")
-DEFAULT_CHALLENGE = "smollm2-cpu"
 
 
 @app.callback()
@@ -191,71 +189,6 @@ def diff(first: str, second: str, memory: MemoryUrl = None, as_json: AsJson = Fa
         print_json({"first": names[0], "second": names[1], "diff": text})
     else:
         out.print(escape(text or "no difference"), highlight=False)
-
-
-@app.command()
-def bench(
-    variant: str,
-    against: Annotated[
-        str, typer.Option(help="A variant, `seed`, or transformers-bf16.")
-    ] = "transformers-bf16",
-    challenge: Annotated[str, typer.Option(help="Whose workload.")] = DEFAULT_CHALLENGE,
-    pairs: Annotated[int, typer.Option(min=2, help="Interleaved ABBA pairs.")] = 8,
-    unsafe_local: UnsafeLocal = False,
-    memory: MemoryUrl = None,
-    as_json: AsJson = False,
-) -> None:
-    """Race a variant against another engine, interleaved; nothing is recorded."""
-    from slipstream.graph.racing import race
-    from slipstream.memory.store import open_memory
-
-    with open_memory(memory) as store:
-        gain, tps, tps_rival = race(
-            store, variant, against, challenge, pairs, say_plainly, unsafe_local=unsafe_local
-        )
-    low, high = gain.interval()
-    row = {
-        "variant": variant,
-        "against": against,
-        "tps": tps,
-        "tps_against": tps_rival,
-        "ratio": gain.ratio,
-        "ratio_low": low,
-        "ratio_high": high,
-        "pairs": gain.num_pairs,
-    }
-    show_rows([row], as_json)
-
-
-@app.command()
-def verify(
-    variant: str,
-    challenge: Annotated[str, typer.Option(help="Whose rules.")] = DEFAULT_CHALLENGE,
-    fresh_seed: Annotated[
-        bool, typer.Option("--fresh-seed", help="New held-out documents too; takes longer.")
-    ] = False,
-    unsafe_local: UnsafeLocal = False,
-    memory: MemoryUrl = None,
-    as_json: AsJson = False,
-) -> None:
-    """Reproduce a variant's result from its hash, in new processes, on new prompts."""
-    from slipstream.graph.reproducing import Outcome, reproduce
-    from slipstream.memory.store import open_memory
-
-    with open_memory(memory) as store:
-        found = reproduce(
-            store,
-            variant,
-            challenge,
-            fresh_seed=fresh_seed,
-            unsafe_local=unsafe_local,
-            say=say_plainly,
-        )
-    if as_json:
-        print_json(verification_row(found))
-    else:
-        print_verification(found)
-    sys.exit(0 if found.outcome is Outcome.VALID else 3)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from rich.table import Table
 from slipstream.kernels.levers import SEED_SETTINGS
 
 if TYPE_CHECKING:
+    from slipstream.evaluation.profiling import Profile
     from slipstream.graph.context import Event
     from slipstream.graph.reproducing import Verification
     from slipstream.memory.leaderboard import Pulse, Standing
@@ -159,6 +160,27 @@ def print_event_json(event: "Event") -> None:
     """Print what an agent did as one line of JSON."""
     row = {"agent": event.agent, "text": event.text, "fleeting": event.fleeting}
     print(json.dumps(row), flush=True)
+
+
+def print_profile(found: "Profile") -> None:
+    """Print a decoded token's components, the dearest first."""
+    table = Table(box=None)
+    for column in ("component", "reads", "takes", "share", "of the roofline"):
+        table.add_column(column, justify="left" if column == "component" else "right")
+    for row in found.components:
+        table.add_row(
+            escape(row.name),
+            f"{row.read_bytes / 1e6:.1f} MB" if row.read_bytes else "",
+            f"{1e6 * row.time_s:.0f} µs",
+            f"{row.share:.0%}",
+            f"{row.roofline:.0%}" if row.roofline else "",
+        )
+    out.print(table)
+    out.print(
+        f"a token: {1e3 * found.token_s:.2f} ms ({1 / found.token_s:.1f} tokens/s), reads "
+        f"{found.read_bytes / 1e6:.0f} MB at {found.bandwidth_gbps:.1f} GB/s: "
+        f"{found.roofline:.0%} of the roofline; first token after {found.first_token_s:.3f} s"
+    )
 
 
 def say_plainly(text: str) -> None:

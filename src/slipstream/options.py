@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+DEFAULT_CHALLENGE = "smollm2-cpu"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 MemoryUrl = Annotated[
     str | None,
@@ -22,4 +23,5 @@ ChallengeName = Annotated[str, typer.Argument(help="A challenge's name, or the p
 Since = Annotated[
     str, typer.Option(help="How long ago: 30m, 12h, 7d; or a date like 2026-11-22 (UTC).")
 ]
+Workload = Annotated[str, typer.Option("--challenge", help="Whose workload.")]
 Limit = Annotated[int, typer.Option(min=1, help="At most this many.")]

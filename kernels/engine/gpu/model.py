@@ -29,6 +29,7 @@ from .launches import MOST, SPLITS, Launch, Multiplier
 from .packed import PackedLinear
 
 _FAMILIES = ("llama", "gemma4")
+_REPLAYS = 10  # of a component when it is timed; the quickest counts
 
 
 class GpuModel(Model):
@@ -91,6 +92,28 @@ class GpuModel(Model):
         self._set_length(self.length + count)
         history: list[int] = self._buffers["history"][:count].tolist()
         return history
+
+    def profile(self, token: int, count: int) -> dict[str, float]:
+        """Return seconds by component for `count` tokens, each component replayed by itself.
+
+        Alone, a kernel doesn't begin while another ends: the sum is a little more than a step.
+        """
+        check_tokens([token], self.config.vocab_size, self.length + count - 1, self.max_context)
+        self._place([token])
+        launches = [one for one in self.plan(1, "choices") if one.label != "choose"]
+        times = {}
+        for label in dict.fromkeys(launch.label for launch in launches):
+            graph = self._capture([launch for launch in launches if launch.label == label])
+            best_ms = float("inf")
+            for _ in range(_REPLAYS):
+                begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begun.record()
+                graph.replay()
+                ended.record()
+                torch.cuda.synchronize()
+                best_ms = min(best_ms, begun.elapsed_time(ended))
+            times[label] = count * best_ms / 1e3
+        return times
 
     def plan(self, m: int, output: str) -> list[Launch]:
         """Return the launches of a step with m tokens.
