@@ -36,6 +36,7 @@ from slipstream.evaluation.prompts import Split
 from slipstream.evaluation.sandbox import NoSandbox
 from slipstream.evaluation.statistics import estimate, geometric_mean
 from slipstream.kernels.census import bytes_per_token, read_shape
+from slipstream.kernels.fit import effective
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import Tree, VariantStore, read_tree, seed_tree
 
@@ -120,9 +121,8 @@ def main() -> None:
         speeds = race(engines, workload)
     print_table(speeds, workload)
     ours = speeds["slipstream int4, int8 activations"]
-    settings = {**SEED_SETTINGS, **BEST, "cache": "static"}
     context = workload.prompt_tokens + workload.num_tokens // 2
-    read = sum(bytes_per_token(shape, settings, context=context).values())
+    read = sum(bytes_per_token(shape, effective(BEST), context=context).values())
     tps = geometric_mean(ours)
     print(
         f"reads {read / 1e6:.0f} MB a token; at {bandwidth:.1f} GB/s that allows "

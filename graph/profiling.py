@@ -59,9 +59,6 @@ def profile_variant(
     shape = read_shape(model_dir)
     with tempfile.TemporaryDirectory() as scratch:
         prompt = fresh_prompts(workload, model_dir, shape.vocab_size, 0, Path(scratch))[0].tokens
-    levers = effective(tree.settings)
-    if levers["step"] != "eager":
-        levers["cache"] = "static"  # the fused steps' own
     context = len(prompt) + workload.num_tokens // 2
     say(f"measuring bandwidth, then {tree.id}")
     bandwidth = bandwidth_of(challenge.device)
@@ -69,7 +66,7 @@ def profile_variant(
         with ChildEngine(
             store.path(tree.id), model_dir, max_context=workload.max_context, sandbox=chosen
         ) as engine:
-            census = bytes_per_token(shape, levers, context=context)
+            census = bytes_per_token(shape, effective(tree.settings), context=context)
             return profile(engine, list(prompt), workload.num_tokens, census, bandwidth)
     except EngineError as error:
         raise SlipstreamError(f"profile {variant}: {error}") from error

@@ -10,6 +10,7 @@ from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.prompts import Split
 from slipstream.kernels.census import bytes_per_token
+from slipstream.kernels.fit import effective
 from slipstream.memory.leaderboard import champion as recorded_champion
 from slipstream.memory.records import Experiment
 
@@ -32,7 +33,9 @@ def survey(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     else:
         champion = starting_champion(context)
     read_bytes = sum(
-        bytes_per_token(context.shape, context.memory.variant(champion).settings).values()
+        bytes_per_token(
+            context.shape, effective(context.memory.variant(champion).settings)
+        ).values()
     )
     ceiling = context.bandwidth_gbps * 1e9 / read_bytes
     context.say(

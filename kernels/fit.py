@@ -24,12 +24,16 @@ def moot(settings: dict[str, str]) -> frozenset[str]:
 
 
 def effective(settings: dict[str, str]) -> dict[str, str]:
-    """Return a value for every lever, the seed's where a lever is missing or does nothing."""
+    """Return a value for every lever: the seed's where a lever is missing or does nothing.
+
+    But for the cache of the fused steps, which is what `static` is whatever the lever says.
+    """
     without = moot(settings)
-    return {
+    found = {
         name: default if name in without else settings.get(name, default)
         for name, default in SEED_SETTINGS.items()
     }
+    return {**found, "cache": "static"} if found["step"] != "eager" else found
 
 
 def refusal(shape: ModelShape, settings: dict[str, str], machine: Machine) -> str | None:

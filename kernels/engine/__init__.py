@@ -1,4 +1,5 @@
-"""The seed engine: prompt token ids in, output token ids out, in plain PyTorch.
+"""The seed engine: prompt token ids in, output token ids out, in plain PyTorch,
+or in fused kernels.
 
 This package is what gets mutated. It depends on torch and safetensors only and imports nothing
 else of slipstream, so that a variant is this folder plus `levers.json` and runs anywhere. One idea
@@ -14,6 +15,7 @@ a file:
     model.py     embeddings → layers → head        draft.py    prompt lookup
     packing.py  native.py                          the whole decoder in C++, one call a step:
     step.cpp  gemv.h  team.h  compiled.py          layers, packed matrices, threads, the build
+    gpu/         the whole step on a GPU
     engine.py    the two doors: `generate`, and `begin`/`reveal`
 """
 

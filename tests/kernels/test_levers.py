@@ -76,7 +76,7 @@ def test_what_can_work_is_not_refused() -> None:
 def test_levers_that_do_nothing_beside_others_count_as_the_seeds() -> None:
     fused = {**SEED_SETTINGS, "step": "native", "norm": "layer-norm", "activations": "int8"}
     assert moot(fused) >= {"norm", "fuse", "cache", "attention", "compile", "activations"}
-    assert effective(fused) == {**SEED_SETTINGS, "step": "native"}
+    assert effective(fused) == {**SEED_SETTINGS, "step": "native", "cache": "static"}
     quantised = {**fused, "weights": "int8"}
     assert effective(quantised)["activations"] == "int8"
     assert effective({**SEED_SETTINGS, "activations": "int8"}) == SEED_SETTINGS
