@@ -65,6 +65,8 @@ def profile(
     Raises:
         EngineError: the engine failed, or answers nonsense.
     """
+    # The census has the cache apart; no kernel does anything else with it than attend.
+    census = {"attention" if name == "kv-cache" else name: n for name, n in census.items()}
     engine.generate(prompt, num_tokens)  # warms up
     first_s = engine.generate(prompt, 1).duration_s
     whole_s = engine.generate(prompt, num_tokens).duration_s

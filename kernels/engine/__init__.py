@@ -14,7 +14,7 @@ a file:
     per_layer.py   an embedding for each layer
     model.py     embeddings → layers → head        draft.py    prompt lookup
     packing.py  native.py                          the whole decoder in C++, one call a step:
-    step.cpp  gemv.h  team.h  compiled.py          layers, packed matrices, threads, the build
+    step.cpp  gemv.h  mix.h  team.h  compiled.py   layers, matrices, attention, threads, the build
     gpu/         the whole step on a GPU
     engine.py    the two doors: `generate`, and `begin`/`reveal`
 """

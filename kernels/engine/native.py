@@ -184,7 +184,7 @@ class NativeModel:
             b for name in attention if (b := ckpt.take_if_present(f"{name}.bias")) is not None
         ]
         table = self._tables[config.ropes[index]]
-        shape = (config.num_kv_heads, self.max_context, config.head_dim)
+        shape = (config.num_kv_heads, -(-self.max_context // 16) * 16, config.head_dim)
         return _LayerSpec(
             self._matrix(
                 torch.cat([ckpt.take(f"{name}.weight") for name in attention]),

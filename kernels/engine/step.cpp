@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "gemv.h"
+#include "mix.h"
 #include "team.h"
 
 namespace slip {
@@ -22,33 +23,12 @@ struct Layer {
     Matrix qkv, out, gate_up, down;
     const float *input_norm, *attention_norm, *query_norm, *key_norm, *mlp_norm, *output_norm;
     const float *cos, *sin;          /* [max_context, head_dim]; the sine carries the sign */
-    uint16_t *key, *value;           /* [kv_heads, max_context, head_dim] */
+    uint16_t *key, *value;           /* see mix.h */
     int window;                      /* how far back a query sees; 0 for all */
 };
 
 /* What a step's time is told apart by; `native.py` has the names. */
 enum Component { QKV, ATTENTION, ATTENTION_OUT, GATE_UP, DOWN, HEAD, NORMS, COMPONENTS };
-
-/* e^x for x ≤ 0 or moderate x, to about one unit in the last place; vectorises. */
-static inline float fast_exp(float x) {
-    x = std::min(std::max(x, -87.0f), 88.0f);
-    float whole = x * 1.44269504f + 12582912.0f; /* adding 1.5 · 2^23 rounds to an integer */
-    int exponent;
-    memcpy(&exponent, &whole, 4);
-    whole -= 12582912.0f;
-    float r = x - whole * 0.693359375f - whole * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int bits = (exponent + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
-    return p * power;
-}
 
 static float sum_of(const float *lanes) {
     float total = 0.0f;
@@ -111,7 +91,7 @@ struct Decoder {
         qkv.assign(ROWS * (heads + 2 * kv_heads) * head_dim, 0.0f);
         mixed.assign(ROWS * heads * head_dim, 0.0f);
         feeds.assign(ROWS * 2 * feed, 0.0f);
-        scores.assign((size_t)team->size * max_context, 0.0f);
+        scores.assign((size_t)team->size * (padded(max_context) + head_dim), 0.0f);
         half.assign(ROWS * blocks * 32, 0);
         bytes.assign(ROWS * blocks * 32, 0);
         scales.assign(ROWS * blocks, 0.0f);
@@ -146,53 +126,29 @@ struct Decoder {
     /* Normalise, rotate and store the keys and values of head group k; then attend to it. */
     void attend(const Layer &layer, int count, int position, int rank) {
         int stride = (heads + 2 * kv_heads) * head_dim, group = heads / kv_heads;
+        Cache cache = {layer.key, layer.value, max_context, head_dim};
         for (int k = rank; k < kv_heads; k += team->size) {
-            size_t base = (size_t)k * max_context * head_dim;
             for (int m = 0; m < count; m++) {
                 float *key = qkv.data() + (size_t)m * stride + (heads + k) * head_dim;
                 const float *value = key + kv_heads * head_dim;
                 if (layer.key_norm) rms_norm(key, layer.key_norm, key, head_dim, eps);
                 size_t at = (size_t)(position + m) * head_dim;
                 rotate(key, layer.cos + at, layer.sin + at, head_dim);
-                for (int i = 0; i < head_dim; i++) {
-                    layer.key[base + at + i] = down(key[i]);
-                    layer.value[base + at + i] = down(value[i]);
-                }
+                cache.store(k, position + m, key, value);
             }
         }
         team->meet();
-        float *score = scores.data() + (size_t)rank * max_context;
+        float *score = scores.data() + (size_t)rank * (padded(max_context) + head_dim);
         for (int item = rank; item < count * heads; item += team->size) {
-            int m = item / heads, h = item % heads;
+            int m = item / heads, h = item % heads, newest = position + m;
             float *query = qkv.data() + (size_t)m * stride + h * head_dim;
-            size_t at = (size_t)(position + m) * head_dim;
+            size_t at = (size_t)newest * head_dim;
             if (layer.query_norm) rms_norm(query, layer.query_norm, query, head_dim, eps);
             rotate(query, layer.cos + at, layer.sin + at, head_dim);
-            size_t base = (size_t)(h / group) * max_context * head_dim;
-            mix(query, layer.key + base, layer.value + base, position + m, layer.window, score,
+            for (int i = 0; i < head_dim; i++) query[i] *= attention_scale;
+            int oldest = layer.window ? std::max(0, newest + 1 - layer.window) : 0;
+            mix(cache, path, h / group, query, oldest, newest, score,
                 mixed.data() + (size_t)m * heads * head_dim + h * head_dim);
-        }
-    }
-
-    void mix(const float *query, const uint16_t *keys, const uint16_t *values, int newest,
-             int window, float *score, float *out) {
-        int oldest = window ? std::max(0, newest + 1 - window) : 0;
-        float most = -std::numeric_limits<float>::infinity(), total = 0.0f;
-        for (int t = oldest; t <= newest; t++) {
-            const uint16_t *key = keys + (size_t)t * head_dim;
-            float lanes[LANES] = {};
-            for (int i = 0; i < head_dim; i += LANES)
-                for (int j = 0; j < LANES; j++) lanes[j] += query[i + j] * up(key[i + j]);
-            score[t] = sum_of(lanes) * attention_scale;
-            most = std::max(most, score[t]);
-        }
-        for (int t = oldest; t <= newest; t++) score[t] = fast_exp(score[t] - most);
-        for (int t = oldest; t <= newest; t++) total += score[t];
-        for (int i = 0; i < head_dim; i++) out[i] = 0.0f;
-        for (int t = oldest; t <= newest; t++) {
-            const uint16_t *value = values + (size_t)t * head_dim;
-            float share = score[t] / total;
-            for (int i = 0; i < head_dim; i++) out[i] += share * up(value[i]);
         }
     }
 

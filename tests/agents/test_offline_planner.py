@@ -16,7 +16,10 @@ from slipstream.memory.ledger import Correction, LedgerEntry
 
 SMOLLM2 = ModelShape(576, 1536, 30, 9, 3, 64, 49152, "llama")
 LAPTOP = Machine("cpu", 2, has_compiler=True)
+NATIVE_SETTINGS = {**SEED_SETTINGS, "step": "native"}
 FRESH = Briefing("c", SMOLLM2, LAPTOP, 28.0, "seed", SEED_SETTINGS, 50.0, (), (), 1)
+# Its step is fused already: what is left are the bytes.
+NATIVE = replace(FRESH, champion_settings=NATIVE_SETTINGS)
 
 
 def trial(verdict: Verdict, cause: Cause, rival_tps: float = 50.0, **changed: str) -> Trial:
@@ -33,9 +36,10 @@ def changed(proposal: Proposal, briefing: Briefing) -> dict[str, str]:
     return {k: v for k, v in proposal.settings.items() if champion[k] != v}
 
 
-def test_begins_with_what_saves_most_bytes() -> None:
-    proposal = first(FRESH)
-    assert changed(proposal, FRESH) == {"weights": "int4-g64"}
+def test_begins_with_the_step_and_then_with_what_saves_most_bytes() -> None:
+    assert changed(first(FRESH), FRESH) == {"step": "native"}
+    proposal = first(NATIVE)
+    assert changed(proposal, NATIVE) == {"weights": "int4-g64"}
     assert proposal.predicted_gain > 0.2
     assert "MB a token instead of" in proposal.mechanism
 
@@ -149,10 +153,10 @@ def entry(lever: str, value: str, **outcomes: int) -> LedgerEntry:
 
 
 def test_predictions_are_corrected_by_experience() -> None:
-    assert first(FRESH).lever == "weights"
+    assert first(NATIVE).lever == "weights"
     # Twenty times half of it came; of the bundle, all of it.
     disappointing = Correction("offline-planner", "weights", 20, 20 * 0.4, 20 * 0.02)
-    told = replace(FRESH, corrections={"weights": disappointing})
+    told = replace(NATIVE, corrections={"weights": disappointing})
     proposals = OfflinePlanner().plan(told, 2)
     assert all(proposal.lever != "weights" for proposal in proposals)
     weights = Proposal("weights", {}, "", 0.0)
@@ -167,14 +171,14 @@ def test_predictions_are_corrected_by_experience() -> None:
 
 
 def test_what_the_ledger_speaks_against_comes_last_but_comes() -> None:
-    assert changed(first(FRESH), FRESH) == {"weights": "int4-g64"}
-    told = replace(FRESH, ledger=(entry("weights", "int4-g64", quality=2),))
+    assert changed(first(NATIVE), NATIVE) == {"weights": "int4-g64"}
+    told = replace(NATIVE, ledger=(entry("weights", "int4-g64", quality=2),))
     proposals = OfflinePlanner().plan(told, 30)
     order = [changed(proposal, told) for proposal in proposals]
     weights = [change["weights"] for change in order if set(change) == {"weights"}]
     assert weights[0] == "int4-g32"  # 128 divides no 576
     assert {"weights": "int4-g64"} in order
-    contested = replace(FRESH, ledger=(entry("weights", "int4-g64", quality=2, kept=1),))
+    contested = replace(NATIVE, ledger=(entry("weights", "int4-g64", quality=2, kept=1),))
     assert changed(first(contested), contested) == {"weights": "int4-g64"}
 
 

@@ -23,21 +23,21 @@ def test_components_add_up_to_a_token(step: str, tiny_llama: Path, tmp_path: Pat
     tree = VariantStore(tmp_path).add(seed_tree(settings))
     census = bytes_per_token(read_shape(tiny_llama), settings, context=100)
     with ChildEngine(tree, tiny_llama, max_context=512, sandbox=choose()) as engine:
-        found = profile(engine, PROMPT, 200, census, 20.0)
+        found = profile(engine, PROMPT, 200, census, 2000.0)
     names = {row.name for row in found.components}
     if step == "native":
         assert names >= {"qkv", "attention", "attention-out", "gate-up", "down", "head", "norms"}
         read = sum(row.read_bytes for row in found.components)
-        assert read == sum(census.values()) - census["kv-cache"]
+        assert read == sum(census.values()) == found.read_bytes
     else:
         assert "step" in names
     assert sum(row.time_s for row in found.components) == pytest.approx(found.token_s, rel=0.6)
-    assert 0 < found.roofline < 2
+    assert 0 < found.roofline < 1
     times = [row.time_s for row in found.components if row.name != "between them"]
     assert times == sorted(times, reverse=True)
     for row in found.components:
         if row.roofline is not None:
-            assert row.roofline == pytest.approx(row.read_bytes / 20e9 / row.time_s)
+            assert row.roofline == pytest.approx(row.read_bytes / 2e12 / row.time_s)
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,11 @@ def test_both_paths_compute_the_same(weights: str, activations: str, tiny_llama:
         pytest.skip("this CPU has no AVX-512 with VNNI and bfloat16")
     assert not slow.vectorised
     theirs = stepwise(slow, 9)
-    # Sums in another order may round an activation to the next integer now and then.
-    difference = (stepwise(fast, 9) - theirs).abs()
-    assert difference.mean() < 0.002 * theirs.abs().max()
-    assert difference.max() < 0.03 * theirs.abs().max()
+    # Sums in another order may round an activation to the next number: far less than all rounding.
+    ours = stepwise(fast, 9)
+    error = (ours - reference_logits(tiny_llama)).abs()
+    assert (ours - theirs).abs().mean() < 0.5 * error.mean()
+    assert (ours - theirs).abs().max() < error.max()
 
 
 @pytest.mark.parametrize(("weights", "activations"), FORMATS)
