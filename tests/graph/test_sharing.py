@@ -67,7 +67,7 @@ class Watched(InstantEvaluator):
 
 @pytest.fixture
 def shared(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("slipstream.graph.opening.read_bandwidth_gbps", lambda _: 28.0)
+    monkeypatch.setattr("slipstream.graph.opening.bandwidth_of", lambda _: 28.0)
     monkeypatch.setattr("slipstream.graph.claiming._ASK_AGAIN_S", 0.01)
     return url
 

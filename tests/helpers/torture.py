@@ -159,7 +159,7 @@ def _live(url: str, home: Path, pipe: int, crash_at: int, before: bool) -> None:
     """Finish the run at hand, then start another, and so on, until killed."""
     os.environ["SLIPSTREAM_HOME"] = str(home)
     claims.LEASE_S = LEASE_S
-    opening.read_bandwidth_gbps = lambda _: 28.0
+    opening.bandwidth_of = lambda _: 28.0
     real_insert = Memory._insert
 
     def insert(self: Memory, table: str, *rows: dict[str, Any], claim: Any = None) -> None:
