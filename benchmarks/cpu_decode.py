@@ -30,7 +30,7 @@ from slipstream.evaluation.bench import open_bench
 from slipstream.evaluation.challenge import load_challenge
 from slipstream.evaluation.child import ChildEngine
 from slipstream.evaluation.gates import QualityReport, refusal, report
-from slipstream.evaluation.hardware import read_bandwidth_gbps
+from slipstream.evaluation.hardware import bandwidth_of
 from slipstream.evaluation.models import fetch_gguf, fetch_model
 from slipstream.evaluation.prompts import Split
 from slipstream.evaluation.sandbox import NoSandbox
@@ -123,7 +123,7 @@ def main() -> None:
             )
             for name, (tree, model) in starts.items()
         }
-        bandwidth = read_bandwidth_gbps(2)
+        bandwidth = bandwidth_of("cpu")
         speeds = race(engines, workload)
     print_table(speeds, workload)
     ours = speeds[OURS]

@@ -4,7 +4,7 @@
 
 128 prompt tokens, 512 new ones, one stream, greedy; every engine in a process of its own, one
 after the other on the same GPU. Decoding speed leaves the time to the first token out. The roofline
-is the bytes that a token has to read over the bandwidth measured in the same process. vLLM has to
+is the bytes that a token has to read over the bandwidth measured right before. vLLM has to
 be installed beside the engine (pip install vllm==0.24.0, which wants torch 2.11). The last line is
 JSON.
 """

@@ -51,7 +51,7 @@ from slipstream.memory.search import search
 from slipstream.memory.store import Memory, open_memory
 
 NOW = 1_800_000_000.0
-LEVERS = ["weights", "head", "norm", "cache", "fuse", "draft", "threads", "edit", "kernel", "glue"]
+LEVERS = ["weights", "head", "norm", "cache", "fuse", "draft", "threads", "edit", "kernel", "step"]
 VALUES = [f"value-{number}" for number in range(12)]
 CHALLENGES = [f"challenge-{number}" for number in range(5)]
 MACHINES = [f"machine-{number}" for number in range(4)]

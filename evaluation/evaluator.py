@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from slipstream.kernels.census import bytes_per_token, read_shape
+from slipstream.kernels.fit import effective
 from slipstream.kernels.variants import read_tree
 
 from .audits import Audit, audit_block, choose_blocks
@@ -18,6 +20,7 @@ from .fence import GpuFence
 from .forcing import committed_logits
 from .gates import DocumentScore
 from .pairs import Pair, PairPlan, Stage, measure_pair, warm_up
+from .profiling import Profile, profile
 from .prompts import Prompt, Split
 from .reference import Document, Reference, score
 from .sandbox import AnySandbox, Limits, NoSandbox, problem
@@ -55,6 +58,10 @@ class Evaluator(Protocol):
         self, variant: str, pairs: Sequence[Pair], count: int, done: Collection[tuple[int, int]]
     ) -> Iterator[Audit]:
         """Audit `count` timed blocks of a stage's pairs, those aside that are `done`."""
+        ...
+
+    def profile(self, variant: str, bandwidth_gbps: float) -> Profile:
+        """Take a decoded token of `variant` apart."""
         ...
 
     def release(self, variant: str) -> None:
@@ -174,6 +181,19 @@ class LocalEvaluator:
             replayed = committed_logits(self._engine(variant), prompt, timed)
             reference = self._reference.logits(prompt, timed)
             yield audit_block(pair.stage, pair.index, block, timed, replayed, reference, noise)
+
+    def profile(self, variant: str, bandwidth_gbps: float) -> Profile:
+        """Profile `variant` on a fresh prompt.
+
+        Args:
+            bandwidth_gbps: how fast its device reads.
+        """
+        engine, num_tokens = self._engine(variant), self._challenge.workload.num_tokens
+        prompt = list(self._timed_prompts[0].tokens)
+        settings = effective(read_tree(self._tree_of(variant)).settings)
+        context = len(prompt) + num_tokens // 2
+        census = bytes_per_token(read_shape(self._model_dir), settings, context=context)
+        return profile(engine, prompt, num_tokens, census, bandwidth_gbps)
 
     def release(self, variant: str) -> None:
         """Stop the engine of `variant`, and its twin's."""

@@ -77,7 +77,7 @@ def race(
                 pairs.append(pair)
                 note = disturbance(pair.conditions, challenge.acceptance.max_disturbance)
                 figures = f"{pair.tps:.1f} against {pair.tps_rival:.1f} {note}"
-                say(f"pair {len(pairs)}/{num_pairs}: {figures}")
+                say(f"pair {len(pairs)}/{num_pairs}: {figures}".rstrip())
         except EngineError as error:
             raise SlipstreamError(f"bench {variant} against {against}: {error}") from error
     return (

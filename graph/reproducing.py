@@ -113,7 +113,7 @@ def _measure(
     todo = dict.fromkeys(range(rules.confirm_pairs), 0)
     for pair in evaluator.pairs(name, challenge.baseline, Stage.BASELINE, todo):
         note = disturbance(pair.conditions, rules.max_disturbance)
-        say(f"pair {pair.index + 1}: {pair.tps:.1f} against {pair.tps_rival:.1f} {note}")
+        say(f"pair {pair.index + 1}: {pair.tps:.1f} against {pair.tps_rival:.1f} {note}".rstrip())
         if not pair.void:
             pairs.append(pair)
     if not challenge.quality.enabled:

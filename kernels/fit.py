@@ -7,7 +7,8 @@ _NATIVE_FAMILIES = {
     "cpu": ("llama", "gemma3_text"),
     "cuda": ("llama", "gemma4_text"),
 }
-_NATIVE_HEAD_DIMS = (64, 128, 256, 512)  # of the GPU's attention kernel
+# Of the GPU's attention kernel; query heads to a key/value head; of its norm.
+_GPU_HEAD_DIMS, _GPU_GROUPS, _GPU_HIDDEN_SIZE = (64, 128, 256, 512), (1, 2, 3, 4), 4096
 # Columns of a matrix come in whole blocks (on a CPU) or stages (on a GPU).
 _CPU_BLOCK = 32
 _GPU_STAGES = {"dense": 32, "int8": 64, "int4": 128}
@@ -76,10 +77,12 @@ def _native_refusal(shape: ModelShape, settings: dict[str, str], machine: Machin
 
 def _gpu_refusal(shape: ModelShape, settings: dict[str, str]) -> str | None:
     step = settings["step"]
+    if shape.hidden_size > _GPU_HIDDEN_SIZE:
+        return f"step={step}: needs a hidden_size of at most {_GPU_HIDDEN_SIZE}"
     for layer in shape.every_layer:
-        if layer.head_dim not in _NATIVE_HEAD_DIMS:
-            sizes = ", ".join(map(str, _NATIVE_HEAD_DIMS))
-            return f"step={step}: needs heads of {sizes}, not {layer.head_dim}"
+        group = shape.num_heads // layer.num_kv_heads
+        if layer.head_dim not in _GPU_HEAD_DIMS or group not in _GPU_GROUPS:
+            return f"step={step}: no attention for {group} query heads of {layer.head_dim} together"
         if layer.values_are_keys:
             return f"step={step}: has no code for values that are the keys"
     widths = {("weights", matrix.name, matrix.inputs) for matrix in shape.matrices}

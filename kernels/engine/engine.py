@@ -56,7 +56,13 @@ class Engine:
             return self._drafted(prompt, num_tokens)
 
     def profile(self, prompt: list[int], num_tokens: int) -> dict[str, float]:
-        """Return seconds per decoded token, by component, of plain decoding after `prompt`."""
+        """Return seconds per decoded token, by component, of plain decoding after `prompt`.
+
+        Raises:
+            ValueError: fewer than two tokens: the first one is the prompt's.
+        """
+        if num_tokens < 2:
+            raise ValueError(f"a profile of {num_tokens} tokens: needs at least 2")
         self.model.reset()
         with torch.inference_mode():
             (first,) = self.model.choose(prompt)

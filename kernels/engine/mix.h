@@ -105,11 +105,11 @@ static void values_avx512(const uint16_t *pairs, const uint16_t *share, int coun
 #endif
 
 /* out [head_dim] = softmax(query · keys) values over positions oldest … newest of head kv.
- * score: scratch of padded(max_context) + head_dim numbers. */
+ * Scratch: score [padded(max_context)], share [padded(max_context) + head_dim]. */
 static void mix(const Cache &cache, int path, int kv, const float *query, int oldest, int newest,
-                float *score, float *out) {
+                float *score, uint16_t *share, float *out) {
     int head_dim = cache.head_dim, first = oldest / KEYS * KEYS, end = padded(newest + 1);
-    uint16_t *half = (uint16_t *)(score + padded(cache.max_context));
+    uint16_t *half = share + padded(cache.max_context);
     for (int i = 0; i < head_dim; i++) half[i] = down(query[i]);
     for (int t = first; t < end; t += KEYS) {
         const uint16_t *tile = cache.key + cache.head(kv) + (size_t)t * head_dim;
@@ -127,22 +127,19 @@ static void mix(const Cache &cache, int path, int kv, const float *query, int ol
     for (int t = first; t < end; t++) score[t] = fast_exp(score[t] - most);
     for (int t = first; t < oldest; t++) score[t] = 0.0f; /* fast_exp is never quite zero */
     for (int t = newest + 1; t < end; t++) score[t] = 0.0f;
-    /* The shares are rounded in place: a half is never written before its float was read. */
-    uint16_t *share = (uint16_t *)(score + first);
-    for (int t = first; t < end; t += KEYS) {
-        uint16_t rounded[KEYS];
-        for (int j = 0; j < KEYS; j++) rounded[j] = down(score[t + j]);
-        for (int j = 0; j < KEYS; j++) lanes[j] += up(rounded[j]);
-        memcpy(share + (t - first), rounded, sizeof rounded);
-    }
+    for (int t = first; t < end; t += KEYS)
+        for (int j = 0; j < KEYS; j++) {
+            share[t + j] = down(score[t + j]);
+            lanes[j] += up(share[t + j]);
+        }
     float total = 0.0f;
     for (int j = 0; j < KEYS; j++) total += lanes[j];
     const uint16_t *pairs = cache.value + cache.head(kv) + (size_t)first * head_dim;
 #if defined(__x86_64__)
-    if (path == AVX512) values_avx512(pairs, share, (end - first) / 2, head_dim, out);
+    if (path == AVX512) values_avx512(pairs, share + first, (end - first) / 2, head_dim, out);
     else
 #endif
-        values_portable(pairs, share, (end - first) / 2, head_dim, out);
+        values_portable(pairs, share + first, (end - first) / 2, head_dim, out);
     for (int i = 0; i < head_dim; i++) out[i] /= total;
 }
 

@@ -126,7 +126,10 @@ class Model:
 
     def logits_of(self, rows: Tensor) -> Tensor:
         """Return the logits [rows, vocab_size] of the last layer's output [rows, hidden]."""
-        logits = self.head(self.norm(rows))
+        return self.capped(self.head(self.norm(rows)))
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Return logits squeezed as the model was trained with, if it was."""
         cap = self.config.logit_cap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -34,11 +34,6 @@ class Packed:
     spec: MatrixSpec
     tensors: tuple[Tensor, ...]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one multiplication reads."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
 
 def pack(weight: Tensor, scheme: str, *, int8_inputs: bool, bias: Tensor | None = None) -> Packed:
     """Pack weight [rows, columns] as `scheme` says: dense, int8 or int4-gN.

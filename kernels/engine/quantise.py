@@ -25,14 +25,11 @@ def int4_groups(weight: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor,
     Raises:
         ValueError: a group that doesn't divide the columns.
     """
-    rows, columns = weight.shape
-    if columns % group:
-        raise ValueError(f"int4 group {group} does not divide the {columns} input columns")
-    groups = weight.float().view(rows, columns // group, group)
+    groups = _grouped(weight, group)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     scale = ((high - low) / 15.0).clamp(min=1e-12)
     codes = ((groups - low) / scale).round().clamp(0, 15).to(torch.uint8)
-    return codes.view(rows, columns), scale[..., 0].to(dtype), low[..., 0].to(dtype)
+    return codes.view(weight.shape), scale[..., 0].to(dtype), low[..., 0].to(dtype)
 
 
 def int4_symmetric(weight: Tensor, group: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -45,10 +42,15 @@ def int4_symmetric(weight: Tensor, group: int, dtype: torch.dtype) -> tuple[Tens
     Raises:
         ValueError: a group that doesn't divide the columns.
     """
+    groups = _grouped(weight, group)
+    scale = (groups.abs().amax(-1, keepdim=True) / 7.0).clamp(min=1e-12)
+    codes = (groups / scale).round().clamp(-8, 7) + 8
+    return codes.to(torch.uint8).view(weight.shape), scale[..., 0].to(dtype)
+
+
+def _grouped(weight: Tensor, group: int) -> Tensor:
+    """Return weight [rows, columns] as float32 [rows, columns / group, group]."""
     rows, columns = weight.shape
     if columns % group:
         raise ValueError(f"int4 group {group} does not divide the {columns} input columns")
-    groups = weight.float().view(rows, columns // group, group)
-    scale = (groups.abs().amax(-1, keepdim=True) / 7.0).clamp(min=1e-12)
-    codes = (groups / scale).round().clamp(-8, 7) + 8
-    return codes.to(torch.uint8).view(rows, columns), scale[..., 0].to(dtype)
+    return weight.float().view(rows, columns // group, group)

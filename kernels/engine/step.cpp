@@ -64,8 +64,8 @@ struct Decoder {
     std::vector<Layer> layers;
     std::unique_ptr<Team> team;
 
-    std::vector<float> x, delta, normed, qkv, mixed, feeds, scores, logits;
-    std::vector<uint16_t> half;
+    std::vector<float> x, delta, normed, qkv, mixed, feeds, scores;
+    std::vector<uint16_t> half, shares;
     std::vector<int8_t> bytes;
     std::vector<float> scales, sums;
     std::vector<Inputs> inputs;
@@ -86,12 +86,13 @@ struct Decoder {
         int widest = std::max({hidden, heads * head_dim, feed});
         int blocks = (widest + 31) / 32;
         x.assign(ROWS * hidden, 0.0f);
-        delta.assign(ROWS * (hidden + 16), 0.0f);
+        delta.assign(ROWS * hidden, 0.0f);
         normed.assign(ROWS * hidden, 0.0f);
         qkv.assign(ROWS * (heads + 2 * kv_heads) * head_dim, 0.0f);
         mixed.assign(ROWS * heads * head_dim, 0.0f);
         feeds.assign(ROWS * 2 * feed, 0.0f);
-        scores.assign((size_t)team->size * (padded(max_context) + head_dim), 0.0f);
+        scores.assign((size_t)team->size * padded(max_context), 0.0f);
+        shares.assign((size_t)team->size * (padded(max_context) + head_dim), 0);
         half.assign(ROWS * blocks * 32, 0);
         bytes.assign(ROWS * blocks * 32, 0);
         scales.assign(ROWS * blocks, 0.0f);
@@ -123,7 +124,7 @@ struct Decoder {
                  });
     }
 
-    /* Normalise, rotate and store the keys and values of head group k; then attend to it. */
+    /* Normalise, rotate and store all keys and values; then each query attends. */
     void attend(const Layer &layer, int count, int position, int rank) {
         int stride = (heads + 2 * kv_heads) * head_dim, group = heads / kv_heads;
         Cache cache = {layer.key, layer.value, max_context, head_dim};
@@ -138,7 +139,8 @@ struct Decoder {
             }
         }
         team->meet();
-        float *score = scores.data() + (size_t)rank * (padded(max_context) + head_dim);
+        float *score = scores.data() + (size_t)rank * padded(max_context);
+        uint16_t *share = shares.data() + (size_t)rank * (padded(max_context) + head_dim);
         for (int item = rank; item < count * heads; item += team->size) {
             int m = item / heads, h = item % heads, newest = position + m;
             float *query = qkv.data() + (size_t)m * stride + h * head_dim;
@@ -147,7 +149,7 @@ struct Decoder {
             rotate(query, layer.cos + at, layer.sin + at, head_dim);
             for (int i = 0; i < head_dim; i++) query[i] *= attention_scale;
             int oldest = layer.window ? std::max(0, newest + 1 - layer.window) : 0;
-            mix(cache, path, h / group, query, oldest, newest, score,
+            mix(cache, path, h / group, query, oldest, newest, score, share,
                 mixed.data() + (size_t)m * heads * head_dim + h * head_dim);
         }
     }

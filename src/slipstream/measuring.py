@@ -14,7 +14,7 @@ from .display import (
     show_rows,
     verification_row,
 )
-from .options import DEFAULT_CHALLENGE, AsJson, MemoryUrl, UnsafeLocal, Workload
+from .options import DEFAULT_CHALLENGE, AsJson, ChallengeOption, MemoryUrl, UnsafeLocal
 
 app = typer.Typer()
 
@@ -25,7 +25,7 @@ def bench(
     against: Annotated[
         str, typer.Option(help="A variant, `seed`, or transformers-bf16.")
     ] = "transformers-bf16",
-    challenge: Workload = DEFAULT_CHALLENGE,
+    challenge: ChallengeOption = DEFAULT_CHALLENGE,
     pairs: Annotated[int, typer.Option(min=2, help="Interleaved ABBA pairs.")] = 8,
     unsafe_local: UnsafeLocal = False,
     memory: MemoryUrl = None,
@@ -90,7 +90,7 @@ def profile(
     levers: Annotated[
         list[str] | None, typer.Argument(help="With `seed`: levers to pull, like step=native.")
     ] = None,
-    challenge: Workload = DEFAULT_CHALLENGE,
+    challenge: ChallengeOption = DEFAULT_CHALLENGE,
     unsafe_local: UnsafeLocal = False,
     memory: MemoryUrl = None,
     as_json: AsJson = False,

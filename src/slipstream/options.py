@@ -23,5 +23,5 @@ ChallengeName = Annotated[str, typer.Argument(help="A challenge's name, or the p
 Since = Annotated[
     str, typer.Option(help="How long ago: 30m, 12h, 7d; or a date like 2026-11-22 (UTC).")
 ]
-Workload = Annotated[str, typer.Option("--challenge", help="Whose workload.")]
+ChallengeOption = Annotated[str, typer.Option("--challenge", help="Whose workload.")]
 Limit = Annotated[int, typer.Option(min=1, help="At most this many.")]

@@ -83,6 +83,20 @@ def test_levers_that_do_nothing_beside_others_count_as_the_seeds() -> None:
     assert effective({"norm": "layer-norm"})["norm"] == "layer-norm"
 
 
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        (ModelShape(576, 1536, 2, 9, 3, 96, 512, "llama"), "3 query heads of 96"),
+        (ModelShape(512, 1024, 2, 16, 2, 64, 512, "llama"), "8 query heads of 64"),
+        (ModelShape(5120, 1024, 2, 4, 2, 64, 512, "llama"), "hidden_size of at most 4096"),
+    ],
+)
+def test_sizes_that_no_gpu_kernel_was_made_for_are_refused(shape: ModelShape, reason: str) -> None:
+    found = refusal(shape, {"step": "graph"}, GPU)
+    assert found is not None
+    assert reason in found
+
+
 def test_gemma4_on_a_gpu_is_not_refused() -> None:
     layers = (LayerShape(256, 2, 10240, 512), LayerShape(512, 2, 10240, None, shares_cache=True))
     shape = ModelShape(2560, 10240, 2, 8, 2, 256, 262144, "gemma4_text", layers, 256)

@@ -14,21 +14,8 @@ from pathlib import Path
 
 import torch
 
+from slipstream.evaluation.hardware import bandwidth_of
 from slipstream.kernels.engine import load
-
-
-def read_gbps() -> float:
-    """Return how fast the GPU reads 4 GB, best of five."""
-    data = torch.empty(1 << 30, device="cuda").normal_()
-    best = float("inf")
-    for _ in range(6):
-        begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begun.record()
-        data.sum()
-        ended.record()
-        torch.cuda.synchronize()
-        best = min(best, begun.elapsed_time(ended))
-    return data.nbytes / best / 1e6
 
 
 def main() -> None:
@@ -40,8 +27,7 @@ def main() -> None:
     parser.add_argument("--long-prompt", type=int, default=2048)
     parser.add_argument("settings", nargs="*", help="lever=value")
     options = parser.parse_args()
-    bandwidth = read_gbps()
-    torch.cuda.empty_cache()
+    bandwidth = bandwidth_of("cuda")
     settings = {"step": "graph", **dict(setting.split("=") for setting in options.settings)}
     tree = Path(tempfile.mkdtemp())
     (tree / "levers.json").write_text(json.dumps(settings))

@@ -1,4 +1,4 @@
-"""Calling `gemv.cu`: its arguments as C structures, and one launch as something that can be run."""
+"""One launch of `gemv.cu` as something that can be run, and what makes such launches."""
 
 import ctypes
 from collections.abc import Callable
@@ -9,85 +9,17 @@ import torch
 from torch import Tensor
 
 from ..cache import StaticCache
-from ..compiled import SOURCES, build
+from .arguments import AttentionArgs, ChoiceArgs, GemvArgs, NormArgs, UnpackArgs, kernels
 from .packed import PackedLinear
 
 MOST = 8  # tokens of a step, as in device.cuh
 SPLITS = 16  # of the cached positions, as in attention.cuh
+HEAD_DIMS, GROUPS = (64, 128, 256, 512), (1, 2, 3, 4)  # that attention.cuh has kernels for
 _BLOCKS_PER_SM = 8  # of a launch at most; what doesn't fit at once waits its turn
 # How many warps share a tile: so many that all memory channels are busy, and more where a warp's
 # part is long, since the last one to end decides. Measured on an H100.
 _FEW_WARPS, _MANY_WARPS, _LONG_PART = 8, 24, 16_384  # per SM, per SM, bytes
 _STORE, _GATED, _PER_LAYER, _BEST = range(4)
-_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-
-
-class _Gemv(ctypes.Structure):
-    _fields_ = (
-        *(
-            (name, _POINTER)
-            for name in (
-                "weights", "scales", "x", "y", "out", "partner", "best", "best_at",
-            )
-        ),
-        *(
-            (name, _INT)
-            for name in (
-                "scheme", "asymmetric", "tiles", "rows", "columns", "group", "m", "output", "silu",
-                "partner_stride", "grid", "share",
-            )
-        ),
-    )  # fmt: skip
-
-
-class _Norm(ctypes.Structure):
-    _fields_ = (
-        *(
-            (name, _POINTER)
-            for name in ("residual", "delta", "delta_norm", "norm", "new_residual", "out")
-        ),
-        ("eps", _FLOAT),
-        ("scale", _FLOAT),
-        ("size", _INT),
-    )
-
-
-class _Attention(ctypes.Structure):
-    _fields_ = (
-        *(
-            (name, _POINTER)
-            for name in (
-                "qkv", "cos", "sin", "query_norm", "key_norm", "key", "value", "position", "out",
-                "part", "most", "total", "arrived",
-            )
-        ),
-        ("eps", _FLOAT),
-        ("scale", _FLOAT),
-        *(
-            (name, _INT)
-            for name in (
-                "m", "kv_heads", "group", "head_dim", "window", "context", "shared",
-                "value_norm",
-            )
-        ),
-    )  # fmt: skip
-
-
-class _Unpack(ctypes.Structure):
-    _fields_ = (
-        *((name, _POINTER) for name in ("weights", "scales", "out")),
-        *((name, _INT) for name in ("stages", "rows", "columns", "interleaved")),
-    )
-
-
-class _Choice(ctypes.Structure):
-    _fields_ = (
-        ("best", _POINTER),
-        ("best_at", _POINTER),
-        ("teams", _INT),
-        ("m", _INT),
-        *((name, _POINTER) for name in ("choices", "inputs", "history", "count", "position")),
-    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +93,7 @@ class Multiplier:
             None if tensor is None else tensor.data_ptr()
             for tensor in (residual, delta, delta_norm, norm, keep, out)
         )
-        args = _Norm(*pointers, self._eps, scale, size)
+        args = NormArgs(*pointers, self._eps, scale, size)
 
         def run() -> None:
             _check(self._c, self._c.norm_launch(ctypes.byref(args), m, self._dependent, _queue()))
@@ -238,7 +170,7 @@ class Multiplier:
             "position": buffers["position"], "out": buffers["attended"], "part": buffers["part"],
             "most": buffers["most"], "total": buffers["total"], "arrived": buffers["arrived"],
         }  # fmt: skip
-        args = _Attention(
+        args = AttentionArgs(
             **{name: None if t is None else t.data_ptr() for name, t in pointers.items()},
             eps=self._eps,
             scale=scale,
@@ -259,7 +191,7 @@ class Multiplier:
 
     def choose(self, teams: int, m: int, buffers: dict[str, Tensor], *, feed_back: bool) -> Launch:
         """The best of all teams' bests; fed back as the next step's token if asked for."""
-        args = _Choice(
+        args = ChoiceArgs(
             buffers["best"].data_ptr(),
             buffers["best_at"].data_ptr(),
             teams,
@@ -277,7 +209,7 @@ class Multiplier:
         return Launch("choose", 0, run)
 
     def _launch(self, label: str, w: PackedLinear, m: int, x: Tensor, **outputs: int) -> Launch:
-        args = _Gemv(
+        args = GemvArgs(
             weights=w.weights.data_ptr(),
             scales=None if w.scales is None else w.scales.data_ptr(),
             x=x.data_ptr(),
@@ -303,11 +235,11 @@ def unpack(w: PackedLinear) -> Tensor:
     """Return the weights as dense bfloat16 [rows, columns]."""
     out = torch.empty(w.rows, w.columns, dtype=torch.bfloat16, device=w.weights.device)
     scales = None if w.scales is None else w.scales.data_ptr()
-    what = _Gemv(
+    what = GemvArgs(
         scheme=w.scheme.number, asymmetric=int(w.scheme.asymmetric), tiles=w.tiles, group=w.group
     )
     sizes = (w.num_stages, w.rows, w.columns, int(w.interleave))
-    args = _Unpack(w.weights.data_ptr(), scales, out.data_ptr(), *sizes)
+    args = UnpackArgs(w.weights.data_ptr(), scales, out.data_ptr(), *sizes)
     c = kernels()
     _check(c, c.unpack_launch(ctypes.byref(what), ctypes.byref(args), _queue()))
     return out
@@ -320,14 +252,3 @@ def _check(c: Any, error: int) -> None:
 
 def _queue() -> ctypes.c_void_p:
     return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-
-
-def kernels() -> Any:
-    """Build `gemv.cu` and declare what it exports."""
-    c = build("slipstream_gemv", SOURCES / "gpu" / "gemv.cu")
-    for function in (c.gemv_launch, c.choose_launch, c.attention_launch):
-        function.argtypes, function.restype = [_POINTER, _INT, _POINTER], _INT
-    c.norm_launch.argtypes, c.norm_launch.restype = [_POINTER, _INT, _INT, _POINTER], _INT
-    c.unpack_launch.argtypes, c.unpack_launch.restype = [_POINTER, _POINTER, _POINTER], _INT
-    c.error_name.argtypes, c.error_name.restype = [_INT], ctypes.c_char_p
-    return c

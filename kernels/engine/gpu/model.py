@@ -25,7 +25,7 @@ from ..per_layer import PerLayerGate
 from ..rope import RotaryTable
 from ..sequence import check_tokens
 from .embedding import embed, per_layer_inputs
-from .launches import MOST, SPLITS, Launch, Multiplier
+from .launches import GROUPS, HEAD_DIMS, MOST, SPLITS, Launch, Multiplier
 from .packed import PackedLinear
 
 _FAMILIES = ("llama", "gemma4")
@@ -45,7 +45,7 @@ class GpuModel(Model):
         _check(config, levers)
         eager = {"weights": "dense", "head": "dense", "cache": "static", "fuse": "qkv+gate-up"}
         super().__init__(ckpt, config, replace(levers, attention="grouped", **eager), max_context)
-        self.levers = levers
+        self._step, self._schemes = levers.step, (levers.weights, levers.head)
         # Before sm_90 a kernel can't begin while the one before it ends.
         self._dependent = torch.cuda.get_device_capability(self.device) >= (9, 0)
         self._multiplier = Multiplier(self.device, config.norm_eps, dependent=self._dependent)
@@ -66,10 +66,7 @@ class GpuModel(Model):
     def __call__(self, tokens: list[int], *, last_only: bool = True) -> Tensor:
         """Append `tokens` and return the logits that follow, as `Model` does."""
         check_tokens(tokens, self.config.vocab_size, self.length, self.max_context)
-        logits = torch.cat([*self._steps(tokens, "logits", last_only=last_only)])
-        if self.config.logit_cap is not None:
-            logits = torch.tanh(logits / self.config.logit_cap) * self.config.logit_cap
-        return logits
+        return self.capped(torch.cat([*self._steps(tokens, "logits", last_only=last_only)]))
 
     def choose(self, tokens: list[int], *, last_only: bool = True) -> list[int]:
         """Append `tokens` and return the likeliest next one, after the last or after each."""
@@ -153,7 +150,7 @@ class GpuModel(Model):
 
     def _replay(self, m: int, output: str) -> None:
         launches = self.plan(m, output)
-        if self.levers.step == "native":
+        if self._step == "native":
             for launch in launches:
                 launch.run()
             return
@@ -178,7 +175,7 @@ class GpuModel(Model):
 
     def _pack(self) -> None:
         """Replace the layers' dense matrices by packed ones, one after the other."""
-        scheme = self.levers.weights
+        scheme, head_scheme = self._schemes
 
         def packed(linear: Linear, *, interleave: bool = False) -> PackedLinear:
             assert isinstance(linear, DenseLinear)
@@ -194,7 +191,7 @@ class GpuModel(Model):
         if self.per_layer is not None:
             self.per_layer.projection = packed(self.per_layer.projection)
         assert isinstance(self.head, DenseLinear)
-        self._head = PackedLinear(self.head.weight, self.levers.head)
+        self.head = PackedLinear(self.head.weight, head_scheme)
 
     def _half_angles(self, rope: Rope) -> tuple[Tensor, Tensor]:
         """Return cosines and sines [max_context, head_dim / 2], in float32."""
@@ -216,7 +213,7 @@ class GpuModel(Model):
         heads = [config.num_heads * d for d in config.head_dims]
         both = zip(heads, config.kv_heads, config.head_dims, strict=True)
         widest = max(width + 2 * kv * d for width, kv, d in both)
-        teams = self._multiplier.teams(self._head)
+        teams = self._multiplier.teams(_packed(self.head))
         extra = config.num_layers * max(config.per_layer_size, 1)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -282,7 +279,7 @@ class GpuModel(Model):
         return [*launches, residual.normed(self._float(self.norm)), *self._answer(m, output)]
 
     def _answer(self, m: int, output: str) -> list[Launch]:
-        buffers, make, head = self._buffers, self._multiplier, self._head
+        buffers, make, head = self._buffers, self._multiplier, _packed(self.head)
         if output == "logits":
             return [make.store("head", head, m, buffers["normed"], buffers["logits"])]
         return [
@@ -413,3 +410,10 @@ def _check(config: ModelConfig, levers: Levers) -> None:
         raise ValueError(f"step={levers.step} has no code for values that are the keys")
     if config.hidden_size > 4096:
         raise ValueError(f"step={levers.step} needs a hidden_size of at most 4096")
+    for head_dim, kv_heads in zip(config.head_dims, config.kv_heads, strict=True):
+        group = config.num_heads // kv_heads
+        if head_dim not in HEAD_DIMS or group not in GROUPS:
+            raise ValueError(
+                f"step={levers.step} has no attention for {group} query heads of {head_dim} to a "
+                "key/value head"
+            )

@@ -1,0 +1,97 @@
+"""What `gemv.cu` exports, and its arguments as C structures."""
+
+import ctypes
+from typing import Any
+
+from ..compiled import SOURCES, build
+
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+
+
+class GemvArgs(ctypes.Structure):
+    """`Gemv` in gemv.cu."""
+
+    _fields_ = (
+        *(
+            (name, _POINTER)
+            for name in (
+                "weights", "scales", "x", "y", "out", "partner", "best", "best_at",
+            )
+        ),
+        *(
+            (name, _INT)
+            for name in (
+                "scheme", "asymmetric", "tiles", "rows", "columns", "group", "m", "output", "silu",
+                "partner_stride", "grid", "share",
+            )
+        ),
+    )  # fmt: skip
+
+
+class NormArgs(ctypes.Structure):
+    """`Norm` in gemv.cu."""
+
+    _fields_ = (
+        *(
+            (name, _POINTER)
+            for name in ("residual", "delta", "delta_norm", "norm", "new_residual", "out")
+        ),
+        ("eps", _FLOAT),
+        ("scale", _FLOAT),
+        ("size", _INT),
+    )
+
+
+class AttentionArgs(ctypes.Structure):
+    """`Attention` in attention.cuh."""
+
+    _fields_ = (
+        *(
+            (name, _POINTER)
+            for name in (
+                "qkv", "cos", "sin", "query_norm", "key_norm", "key", "value", "position", "out",
+                "part", "most", "total", "arrived",
+            )
+        ),
+        ("eps", _FLOAT),
+        ("scale", _FLOAT),
+        *(
+            (name, _INT)
+            for name in (
+                "m", "kv_heads", "group", "head_dim", "window", "context", "shared",
+                "value_norm",
+            )
+        ),
+    )  # fmt: skip
+
+
+class UnpackArgs(ctypes.Structure):
+    """`Unpack` in gemv.cu."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("weights", "scales", "out")),
+        *((name, _INT) for name in ("stages", "rows", "columns", "interleaved")),
+    )
+
+
+class ChoiceArgs(ctypes.Structure):
+    """`Choice` in gemv.cu."""
+
+    _fields_ = (
+        ("best", _POINTER),
+        ("best_at", _POINTER),
+        ("teams", _INT),
+        ("m", _INT),
+        *((name, _POINTER) for name in ("choices", "inputs", "history", "count", "position")),
+    )
+
+
+def kernels() -> Any:
+    """Build `gemv.cu` and declare what it exports."""
+    c = build("slipstream_gemv", SOURCES / "gpu" / "gemv.cu")
+    for function in (c.gemv_launch, c.choose_launch, c.attention_launch):
+        function.argtypes, function.restype = [_POINTER, _INT, _POINTER], _INT
+    c.norm_launch.argtypes, c.norm_launch.restype = [_POINTER, _INT, _INT, _POINTER], _INT
+    c.unpack_launch.argtypes, c.unpack_launch.restype = [_POINTER, _POINTER, _POINTER], _INT
+    c.error_name.argtypes, c.error_name.restype = [_INT], ctypes.c_char_p
+    return c
