@@ -16,6 +16,8 @@ _REOPEN = {
     Cause.ENGINE: "when the engine's source or the machine changes",
     Cause.EXPOSED: "on a machine that has a sandbox",
     Cause.BUDGET: "in the next run",
+    Cause.CODER: "with another coder, or told in smaller steps",
+    Cause.REFUSED: "once whoever refused it thinks better of it",
     Cause.CLAIMED: "once the other run has let go of it without a result",
 }
 

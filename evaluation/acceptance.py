@@ -53,6 +53,8 @@ class Cause(StrEnum):
     EXPOSED = "exposed"  # changed source, and no sandbox to run it in
     BUDGET = "budget"
     CLAIMED = "claimed"  # somebody else is measuring the same tree
+    CODER = "coder"  # no variant came of the hypothesis: there is nothing to measure
+    REFUSED = "refused"  # a person looked at the change and said no
     START = "start"  # the run's first champion, measured to have something to compare with
 
 

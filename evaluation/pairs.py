@@ -28,6 +28,7 @@ class Stage(StrEnum):
     SCREEN = "screen"
     TEST = "test"
     CONFIRM = "confirm"
+    LOOK = "look"  # out of curiosity, after the verdict
 
 
 @dataclass(frozen=True)

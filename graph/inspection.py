@@ -12,7 +12,10 @@ from slipstream.memory.records import Experiment
 from .context import LoopContext
 from .state import LoopState
 
-_OPEN = (None, Cause.POWER, Cause.EXPOSED, Cause.BUDGET, Cause.CLAIMED)
+_OPEN = (
+    None,
+    *(Cause.POWER, Cause.EXPOSED, Cause.BUDGET, Cause.CLAIMED, Cause.CODER, Cause.REFUSED),
+)
 
 
 def inspect(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:

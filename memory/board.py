@@ -11,9 +11,10 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Select, func, select
 
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.redaction import redact
 
 from .database import Database
 from .queries import TABLES, insert_or_ignore
@@ -24,6 +25,8 @@ _CHANNEL = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _AUTHOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _MENTION = re.compile(r"(?<![\w@])@([A-Za-z0-9][A-Za-z0-9._:-]{0,63})")
 _MAX_MENTIONS = 16
+_LATEST = select(func.max(_POSTS.c.posted_at))
+_TICK_S = 1e-4
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -79,7 +82,7 @@ class Board:
         Raises:
             SlipstreamError: empty or too long, no possible channel, no such post to reply to.
         """
-        said = _UNSEEN.sub("", text).strip()
+        said = redact(_UNSEEN.sub("", text)).strip()
         if not said or len(said) > MAX_TEXT:
             raise SlipstreamError(
                 f"a post of {len(said)} characters: write between 1 and {MAX_TEXT}"
@@ -93,7 +96,9 @@ class Board:
         def work(connection: Connection) -> float:
             if reply_to is not None and connection.scalar(_exists(reply_to)) is None:
                 raise SlipstreamError(f"unknown post {reply_to!r}; `slipstream board` lists them")
-            now = connection.scalar(select(self._database.now)) or 0.0
+            clock = connection.scalar(select(self._database.now)) or 0.0
+            latest = connection.scalar(_LATEST) or 0.0
+            now = max(clock, latest + _TICK_S)  # two posts in a millisecond have an order, too
             row: dict[str, Any] = {
                 "id": key,
                 "channel": channel,

@@ -27,8 +27,16 @@ _FORMAT = "slipstream-memory"
 # What is recorded, in an order in which every reference points backwards.
 _RECORDED = (
     *("runs", "variants", "hypotheses", "experiments", "measurements", "audits", "scores"),
-    *("verdicts", "findings", "posts", "mentions"),
+    *("verdicts", "findings", "posts", "mentions", "costs", "directions", "approvals"),
+    "observations",
 )
+# Columns that exports of earlier schemas don't have, and what stands in them then.
+_LATER: dict[tuple[str, str], Any] = {
+    ("hypotheses", "risk"): "",
+    ("hypotheses", "falsifier"): "",
+    ("runs", "agents"): {},
+    ("runs", "budget_usd"): None,
+}
 _BATCH = 500
 _ORDER = {"posts": "posted_at", "mentions": "posted_at"}
 
@@ -151,7 +159,10 @@ def _row(line: dict[str, Any]) -> dict[str, Any]:
         raise SlipstreamError(f"table {table!r}: not one of {', '.join(_RECORDED)}")
     columns = {column.name: column for column in _columns(TABLES[table])}
     row = line.get("row")
-    if not isinstance(row, dict) or set(row) != set(columns):
+    if not isinstance(row, dict) or not set(row) <= set(columns):
+        raise SlipstreamError(f"a row of {table} is damaged: {str(row)[:200]}")
+    row = {**{name: _LATER[table, name] for name in columns if (table, name) in _LATER}, **row}
+    if len(row) != len(columns):
         raise SlipstreamError(f"a row of {table} is damaged: {str(row)[:200]}")
     for name, value in row.items():  # SQLite would take a text for a number
         if not _fits(columns[name], value):

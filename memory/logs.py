@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.redaction import redact
 
 _ID_LENGTH = 16
 
 
 class LogStore:
-    """A folder of texts. Writing is atomic, and writing what is there again does nothing."""
+    """A folder of texts, without keys. Writing is atomic; what is there is not written again."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -21,7 +22,7 @@ class LogStore:
         """Store a text; return its name, or "" if there is nothing to store."""
         if not text.strip():
             return ""
-        content = text.encode(errors="replace")
+        content = redact(text).encode(errors="replace")
         name = hashlib.sha256(content).hexdigest()[:_ID_LENGTH]
         path = self.path(name)
         if not path.exists():

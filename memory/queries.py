@@ -62,6 +62,11 @@ SCORES = (
     select(_SCORES).where(_SCORES.c.experiment == bindparam("experiment")).order_by(_SCORES.c.id)
 )
 
+OBSERVATIONS = (
+    select(TABLES["observations"])
+    .where(TABLES["observations"].c.experiment == bindparam("of"))
+    .order_by(TABLES["observations"].c.id)
+)
 FINDINGS = select(TABLES["findings"]).order_by(TABLES["findings"].c.learned_at)
 
 

@@ -1,7 +1,7 @@
 """What memory hands out: frozen values, safe to keep after the database is closed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -26,6 +26,8 @@ class Run:
         calibrations: how many A/A tests were done.
         calibrated_at: when the latest one ended; it expires.
         family: the model's, as its config calls it; empty until the model was read.
+        agents: how its agents were asked for; empty for those that need no key.
+        budget_usd: what its models may cost; None for no limit.
     """
 
     id: str
@@ -45,6 +47,8 @@ class Run:
     calibrations: int = 0
     calibrated_at: float | None = None
     family: str = ""
+    agents: dict[str, Any] = field(default_factory=dict)
+    budget_usd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Hypothesis:
         target: what it changes: `lever=value`, or the file that it edits.
         predicted_gain: expected speed ratio minus one.
         prior_gain: the same before it was corrected by experience; None if it wasn't.
+        risk: what it may break, in words.
+        falsifier: what would show that its mechanism is not the one.
     """
 
     id: str
@@ -83,6 +89,8 @@ class Hypothesis:
     created_at: float
     target: str = ""
     prior_gain: float | None = None
+    risk: str = ""
+    falsifier: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,25 @@ class Experiment:
             return None
         stderr = math.inf if self.gain_stderr is None else self.gain_stderr
         return Estimate(self.gain, stderr, self.num_pairs or 0)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a benchmarker looked at besides the verdict.
+
+    Attributes:
+        kind: "profile", "repeats" or "ablation".
+        subject: what was looked at: a variant, or what was left out.
+        text: the figures in words.
+    """
+
+    id: str
+    experiment: str
+    kind: str
+    subject: str
+    text: str
+    figures: dict[str, Any]
+    seen_at: float
 
 
 @dataclass(frozen=True)

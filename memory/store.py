@@ -18,11 +18,12 @@ from slipstream.evaluation.errors import SlipstreamError
 from slipstream.evaluation.gates import DocumentScore
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.prompts import Split
+from slipstream.evaluation.redaction import redact_all
 
 from . import derive, queries
 from .claims import Claim, Claims
 from .database import Database, default_url
-from .records import Experiment, Finding, Hypothesis, Run, RunState, Variant
+from .records import Experiment, Finding, Hypothesis, Observation, Run, RunState, Variant
 from .schema import bring_up_to_date
 
 _Record = TypeVar("_Record", Variant, Hypothesis, Experiment)
@@ -269,6 +270,14 @@ class Memory:
 
         self.database.write(work)
 
+    def add_observation(self, observation: Observation) -> None:
+        """Record what a benchmarker looked at; the first record stays."""
+        self._insert("observations", asdict(observation))
+
+    def observations(self, experiment: str) -> list[Observation]:
+        """Return what was looked at besides an experiment's verdict, in order."""
+        return [Observation(**row) for row in self._rows(queries.OBSERVATIONS, of=experiment)]
+
     def findings(self) -> list[Finding]:
         """Return everything learned, oldest first."""
         return [Finding(**row) for row in self._rows(queries.FINDINGS)]
@@ -287,7 +296,7 @@ class Memory:
     def _or_ignore(self, name: str, values: dict[str, Any]) -> tuple[Executable, dict[str, Any]]:
         """Return an insert that leaves an existing row of the same key as it is, and its values."""
         table = queries.TABLES[name]
-        row = {name: value for name, value in values.items() if name in table.columns}
+        row = {name: redact_all(held) for name, held in values.items() if name in table.columns}
         return queries.insert_or_ignore(self.database.dialect, table), row
 
     def _rows(self, query: Select[Any], **values: Any) -> Sequence[_Row]:

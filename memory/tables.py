@@ -30,6 +30,8 @@ class RunRow(SQLModel, table=True):
     calibrated_at: float | None = None
     bandwidth_gbps: float | None = None
     family: str = ""
+    agents: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    budget_usd: float | None = None
     started_at: float
 
 
@@ -61,6 +63,8 @@ class HypothesisRow(SQLModel, table=True):
     mechanism: str
     predicted_gain: float
     prior_gain: float | None = None
+    risk: str = ""
+    falsifier: str = ""
     created_at: float
 
 
@@ -200,6 +204,68 @@ class MentionRow(SQLModel, table=True):
     post: str = Field(primary_key=True, foreign_key="posts.id")
     name: str = Field(primary_key=True)
     posted_at: float
+
+
+class CostRow(SQLModel, table=True):
+    """What one call of a model, or one stretch of measuring, has cost.
+
+    Written before it begins, with the most that it can cost; `outcome` is then "in flight".
+    """
+
+    __tablename__ = "costs"
+    __table_args__ = (
+        Index("ix_costs_run", "run", "started_at"),
+        Index("ix_costs_model", "role", "model"),
+    )
+    id: str = Field(primary_key=True)
+    run: str = Field(foreign_key="runs.id")
+    experiment: str | None = None
+    role: str
+    model: str
+    outcome: str
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    usd: float | None = None
+    wall_s: float = 0.0
+    gpu_s: float = 0.0
+    started_at: float
+
+
+class DirectionRow(SQLModel, table=True):
+    """What a researcher told a run while it went on."""
+
+    __tablename__ = "directions"
+    id: str = Field(primary_key=True)
+    run: str = Field(foreign_key="runs.id", index=True)
+    author: str
+    text: str
+    said_at: float
+
+
+class ApprovalRow(SQLModel, table=True):
+    """A person's answer to a change that waited for it."""
+
+    __tablename__ = "approvals"
+    id: str = Field(primary_key=True)
+    experiment: str = Field(foreign_key="experiments.id", index=True)
+    author: str
+    text: str
+    approved: bool
+    said_at: float
+
+
+class ObservationRow(SQLModel, table=True):
+    """What a benchmarker looked at besides the verdict: a profile, more pairs, an ablation."""
+
+    __tablename__ = "observations"
+    id: str = Field(primary_key=True)
+    experiment: str = Field(foreign_key="experiments.id", index=True)
+    kind: str
+    subject: str
+    text: str
+    figures: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    seen_at: float
 
 
 # What follows is derived from the tables above, in the transaction that writes a verdict, so that

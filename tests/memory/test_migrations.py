@@ -22,7 +22,7 @@ DATA = Path(__file__).parent / "data"
 REVISIONS = sorted(path.stem.removeprefix("revision-") for path in DATA.glob("revision-*.db"))
 _IN_ORDER = (  # references point backwards
     *("runs", "variants", "hypotheses", "experiments", "measurements", "audits", "scores"),
-    *("verdicts", "findings"),
+    *("verdicts", "findings", "posts", "mentions"),
 )
 
 
