@@ -1,10 +1,12 @@
 """The benchmarker that needs no key: puts the figures into two sentences."""
 
+from collections.abc import Sequence
+
 from slipstream.evaluation.acceptance import Cause, Judgement
 from slipstream.memory.duplicates import REOPEN_SPEEDUP
-from slipstream.memory.records import Hypothesis
+from slipstream.memory.records import Hypothesis, Observation
 
-from .roles import Explanation
+from .roles import Explanation, Look, LookLimits
 
 _REOPEN = {
     Cause.GAIN: "its gain should be measured again when the engine around it changes",
@@ -27,7 +29,22 @@ class OfflineBenchmarker:
 
     name = "offline-benchmarker"
 
-    def explain(self, hypothesis: Hypothesis, judgement: Judgement) -> Explanation:
+    def look(
+        self,
+        hypothesis: Hypothesis,  # noqa: ARG002
+        judgement: Judgement,  # noqa: ARG002
+        changed: Sequence[str],  # noqa: ARG002
+        limits: LookLimits,  # noqa: ARG002
+    ) -> list[Look]:
+        """Look at nothing else: it has no explanations to tell apart."""
+        return []
+
+    def explain(
+        self,
+        hypothesis: Hypothesis,
+        judgement: Judgement,
+        seen: Sequence[Observation] = (),  # noqa: ARG002
+    ) -> Explanation:
         """Return what was expected and what was seen."""
         expected = f"Expected {hypothesis.predicted_gain:+.1%}: {hypothesis.mechanism}."
         return Explanation(f"{expected} Seen: {judgement.reason}.", _REOPEN[judgement.cause])

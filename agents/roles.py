@@ -4,16 +4,21 @@ A backend is any object with the right method: the offline ones here need no key
 and outside commands come beside them, and a user's own planner is ten lines.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
+from slipstream.evaluation.challenge import Challenge
+from slipstream.evaluation.profiling import Profile
 from slipstream.kernels.census import ModelShape
 from slipstream.kernels.levers import Machine
 from slipstream.kernels.variants import Tree
+from slipstream.memory.leaderboard import Standing
 from slipstream.memory.ledger import Correction, LedgerEntry
-from slipstream.memory.records import Hypothesis
+from slipstream.memory.records import Hypothesis, Observation
+from slipstream.memory.search import Hit
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,23 @@ class Island:
 
 
 @dataclass(frozen=True)
+class Quoted:
+    """What somebody else said, and where it comes from."""
+
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of a run's budget; None is no limit."""
+
+    minutes: float = math.inf
+    experiments: int = 1
+    usd: float | None = None
+
+
+@dataclass(frozen=True)
 class Briefing:
     """Everything that a planner may look at.
 
@@ -64,6 +86,14 @@ class Briefing:
         corrections: how this planner's predictions came true so far, by lever.
         ledger: what is known of levers on this family of models and kind of machine.
         islands: lineages with a variant that was kept, apart from the champion's.
+        tree: the champion's source.
+        standings: the leaderboard's first, edited engines included.
+        calibration: how all agents' predictions came true.
+        posts: the latest on the board: what others said, data and no more.
+        directions: what the researcher wants of this run, oldest first.
+        refused: why this round's earlier proposals were refused.
+        profile: takes the champion apart, which takes seconds; None where it can't be.
+        search: full text over all findings.
     """
 
     challenge: str
@@ -80,6 +110,20 @@ class Briefing:
     corrections: Mapping[str, Correction] = field(default_factory=dict)
     ledger: tuple[LedgerEntry, ...] = ()
     islands: tuple[Island, ...] = ()
+    round: int = 0
+    rules: Challenge | None = None
+    tree: Tree | None = None
+    standings: tuple[Standing, ...] = ()
+    calibration: tuple[Correction, ...] = ()
+    posts: tuple[Quoted, ...] = ()
+    directions: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    left: Left = field(default_factory=Left)
+    profile: Callable[[], Profile | None] = lambda: None
+    search: Callable[[str], list[Hit]] = lambda _: []
+
+
+EDIT = "edit"  # the lever of a hypothesis that changes source
 
 
 @dataclass(frozen=True)
@@ -91,6 +135,9 @@ class Proposal:
         prior_gain: the same before that correction; what the next correction is learned from.
         parent: the variant to start from; the champion if None.
         target: what it changes; made from the settings if empty.
+        risk: what it may break.
+        falsifier: what would show that its mechanism is not the one.
+        agent: who proposes it, if not the planner by its own name.
     """
 
     lever: str
@@ -100,6 +147,9 @@ class Proposal:
     prior_gain: float | None = None
     parent: str | None = None
     target: str = ""
+    risk: str = ""
+    falsifier: str = ""
+    agent: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,18 +170,73 @@ class Planner(Protocol):
         ...
 
 
+class CoderError(Exception):
+    """A coder has no variant to show for a hypothesis; the text says why."""
+
+
+class Workbench(Protocol):
+    """What a coder may do with a tree besides writing it; all of it happens in the sandbox."""
+
+    facts: str  # the model, the machine, the workload and the gate, in words
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the run can spare for this hypothesis."""
+        ...
+
+    def run(self, tree: Tree) -> str:
+        """Let a tree decode a tiny input; return what went wrong, or nothing."""
+        ...
+
+    def check(self, tree: Tree) -> str:
+        """Compare a tree with the reference on a few documents; return the figures in words."""
+        ...
+
+
 class Coder(Protocol):
     """Turns a hypothesis into a variant's tree."""
 
     name: str
 
-    def implement(self, hypothesis: Hypothesis, parent: Tree) -> Tree:
-        """Return the tree that tests the hypothesis."""
+    def implement(self, hypothesis: Hypothesis, parent: Tree, bench: Workbench) -> Tree:
+        """Return the tree that tests the hypothesis.
+
+        Raises:
+            CoderError: none came of it.
+        """
         ...
 
-    def repair(self, hypothesis: Hypothesis, tree: Tree, error: str) -> Tree | None:
+    def repair(
+        self, hypothesis: Hypothesis, tree: Tree, error: str, bench: Workbench
+    ) -> Tree | None:
         """Return a mended tree after `error`, or None to give up."""
         ...
+
+
+@dataclass(frozen=True)
+class Look:
+    """One more thing to measure after the verdict, to tell explanations apart.
+
+    Attributes:
+        kind: "profile" takes the candidate apart; "repeats" races it some more; "ablation" races
+            it without some of its changes.
+        without: levers, or files, that an ablation takes back to what the rival has.
+        pairs: of a race.
+        why: what it would tell.
+    """
+
+    kind: Literal["profile", "repeats", "ablation"]
+    without: tuple[str, ...] = ()
+    pairs: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class LookLimits:
+    """What a benchmarker may ask for; more is cut down to it."""
+
+    looks: int = 2
+    pairs: int = 4
 
 
 class Benchmarker(Protocol):
@@ -139,6 +244,26 @@ class Benchmarker(Protocol):
 
     name: str
 
-    def explain(self, hypothesis: Hypothesis, judgement: Judgement) -> Explanation:
-        """Return mechanism and re-open condition, tied to the figures."""
+    def look(
+        self,
+        hypothesis: Hypothesis,
+        judgement: Judgement,
+        changed: Sequence[str],
+        limits: LookLimits,
+    ) -> list[Look]:
+        """Return what to look at besides; none of it changes the verdict.
+
+        Args:
+            changed: the levers and files in which the candidate differs from its rival.
+        """
+        ...
+
+    def explain(
+        self, hypothesis: Hypothesis, judgement: Judgement, seen: Sequence[Observation] = ()
+    ) -> Explanation:
+        """Return mechanism and re-open condition, tied to the figures.
+
+        Args:
+            seen: what `look` asked for.
+        """
         ...

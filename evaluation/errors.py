@@ -33,5 +33,9 @@ class OutOfTimeError(Exception):
     """The run's budget ended in the middle of an experiment; what was measured stays."""
 
 
+class OutOfMoneyError(Exception):
+    """The run's dollars don't cover the next call of a model; it was not made."""
+
+
 class StopRequested(Exception):  # noqa: N818  (not an error: somebody asked)
     """Ctrl-C was pressed; work stops at the next boundary where nothing is lost."""

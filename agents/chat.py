@@ -1,0 +1,345 @@
+"""One chat model in one role: each call is paid for beforehand, kept on tape, and tried again.
+
+The clients are LangChain's; retries are our own, because a run has to say what it waits for, stop
+at Ctrl-C, and never wait longer than it has time.
+"""
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+
+from slipstream.evaluation.errors import OutOfMoneyError, SlipstreamError
+from slipstream.memory.costs import Cost
+
+from .prices import Usage, price_of
+from .session import Session
+from .specs import ModelSpec
+from .trouble import Trouble, diagnose
+
+_ATTEMPTS = 6
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 60.0
+_LEAST_TOKENS = 1024  # a budget that allows less than this for an answer allows none
+_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool that a model wants to use."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        malformed: what can't be read in it; empty if all can.
+        refused: it won't answer.
+    """
+
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    malformed: str = ""
+    refused: bool = False
+    usage: Usage = field(default_factory=Usage)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Answer":
+        """Return what `asdict` made JSON of."""
+        calls = tuple(ToolCall(**call) for call in data["calls"])
+        return cls(**{**data, "calls": calls, "usage": Usage(**data["usage"])})
+
+    @property
+    def message(self) -> AIMessage:
+        """The answer as a message of the conversation."""
+        calls = [{"name": c.name, "args": c.arguments, "id": c.id} for c in self.calls]
+        return AIMessage(self.text, tool_calls=calls)
+
+
+class Chat:
+    """A chat model that is called for one role of one run.
+
+    Args:
+        max_tokens: of an answer.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, role: str, session: Session, *, max_tokens: int = 8000
+    ) -> None:
+        self.spec, self.role, self.session = spec, role, session
+        self._max_tokens = max_tokens
+        self._price = price_of(f"{spec.provider}:{spec.name}", local=_is_local(spec))
+        if self._price is None and session.purse.limit is not None:
+            raise SlipstreamError(
+                f"model {spec}: no price is known, so --usd can't hold; add it to a prices.toml "
+                "(SLIPSTREAM_PRICES=FILE; agents/prices.toml shows the form)"
+            )
+        self._client: BaseChatModel | None = None
+
+    def ask(
+        self,
+        messages: Sequence[BaseMessage],
+        tools: Sequence[dict[str, Any]],
+        *,
+        occasion: str,
+        experiment: str | None = None,
+        force: str | None = None,
+    ) -> Answer:
+        """Return the model's next answer.
+
+        Args:
+            tools: what it may use, as JSON schemas with a title and a description.
+            occasion: which call of the run this is; the same one if the run is resumed.
+            force: the one tool that it has to use.
+
+        Raises:
+            OutOfMoneyError: the budget doesn't cover the call.
+            SlipstreamError: the provider refuses, or doesn't answer after several tries.
+        """
+        request = {
+            "model": str(self.spec),
+            "messages": [_plain(message) for message in messages],
+            "tools": list(tools),
+            "force": force,
+        }
+
+        def ask() -> dict[str, Any]:
+            try:
+                return asdict(self._ask(messages, tools, occasion, experiment, force))
+            except OutOfMoneyError as error:
+                tape.note(f"no money {self.role} {occasion}", str(error))
+                raise
+
+        tape = self.session.cassette
+        if tape.replaying:
+            if why := tape.noted(f"no money {self.role} {occasion}"):
+                raise OutOfMoneyError(why)
+            self._replay_cost(occasion, experiment)
+        return Answer.from_json(tape.call(f"{self.role} {occasion}", request, ask))
+
+    def _ask(
+        self,
+        messages: Sequence[BaseMessage],
+        tools: Sequence[dict[str, Any]],
+        occasion: str,
+        experiment: str | None,
+        force: str | None,
+    ) -> Answer:
+        size = sum(len(_plain(m).encode()) for m in messages) + len(json.dumps(list(tools)))
+        pauses = random.Random(occasion)
+        for attempt in range(_ATTEMPTS):
+            self.session.check_stop()
+            try:
+                return self._try(messages, tools, size, f"{occasion}.{attempt}", experiment, force)
+            except (OutOfMoneyError, SlipstreamError):
+                raise
+            except Exception as error:
+                trouble = diagnose(error, self.spec)
+                if trouble is None:
+                    raise
+                if not trouble.passes or attempt == _ATTEMPTS - 1:
+                    raise SlipstreamError(trouble.advice) from error
+                pause_s = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
+                pause_s *= 0.75 + 0.5 * pauses.random()
+                self._wait(trouble, pause_s if trouble.retry_after is None else trouble.retry_after)
+        raise AssertionError("unreachable")
+
+    def _try(
+        self,
+        messages: Sequence[BaseMessage],
+        tools: Sequence[dict[str, Any]],
+        size: int,
+        occasion: str,
+        experiment: str | None,
+        force: str | None,
+    ) -> Answer:
+        """Make one attempt; what it cost is written down however it ends."""
+        session, max_tokens = self.session, self._affordable(size)
+        most = self._price.at_most(size, max_tokens) if self._price else None
+        name = f"{session.run}|{self.role}|{occasion}|{session.costs.count(session.run)}"
+        cost = Cost(name, session.run, experiment, self.role, str(self.spec), usd=most)
+        session.purse.commit(cost)
+        begun = time.monotonic()
+        try:
+            answer = self._stream(messages, tools, max_tokens, force)
+        except Exception as error:
+            trouble = diagnose(error, self.spec)
+            billed = most if trouble is None or trouble.may_be_billed else 0.0
+            what = trouble.what if trouble else type(error).__name__
+            session.costs.end(name, outcome=what, usd=billed, wall_s=time.monotonic() - begun)
+            raise
+        except BaseException:  # Ctrl-C: it counts in full
+            session.costs.end(name, outcome="interrupted", wall_s=time.monotonic() - begun)
+            raise
+        usage, usd = answer.usage, most
+        if usage != Usage() and self._price is not None:
+            usd = self._price.of(usage)
+        found: dict[str, Any] = {
+            "outcome": "malformed" if answer.malformed else "refused" if answer.refused else "ok",
+            "input_tokens": usage.input,
+            "cached_tokens": usage.cached_read,
+            "output_tokens": usage.output,
+            "usd": usd,
+        }
+        wall_s = time.monotonic() - begun
+        session.costs.end(name, **found, wall_s=wall_s)
+        session.cassette.note(f"cost {self.role} {occasion.rpartition('.')[0]}", found)
+        return answer
+
+    def _replay_cost(self, occasion: str, experiment: str | None) -> None:
+        """Write down what the recorded call cost: later prompts say what is left."""
+        session, name = self.session, f"{self.session.run}|{self.role}|{occasion}"
+        found = session.cassette.noted(f"cost {self.role} {occasion}") or {}
+        session.costs.begin(Cost(name, session.run, experiment, self.role, str(self.spec), **found))
+
+    def _affordable(self, size: int) -> int:
+        """Return the longest answer that the budget allows, within this role's own limit."""
+        left = self.session.purse.left
+        if left is None or self._price is None or not self._price.output:
+            return self._max_tokens
+        room = int((left - self._price.at_most(size, 0)) / (self._price.output * 1e-6))
+        return self._max_tokens if room < _LEAST_TOKENS else min(self._max_tokens, room)
+
+    def _stream(
+        self,
+        messages: Sequence[BaseMessage],
+        tools: Sequence[dict[str, Any]],
+        max_tokens: int,
+        force: str | None,
+    ) -> Answer:
+        """Call the model; streamed, so that a long answer shows progress and outlives no proxy."""
+        if self._client is None:
+            self._client = _client(self.spec)
+        bound = self._client.bind(**_limit(self.spec, max_tokens))
+        if tools:
+            choice = {"tool_choice": force} if force else {}
+            with_tools: Any = self._client.bind_tools(list(tools), **choice)
+            bound = with_tools.bind(**_limit(self.spec, max_tokens))
+        whole: AIMessageChunk | None = None
+        told = time.monotonic()
+        for chunk in bound.stream(list(_cached(messages, self.spec))):
+            self.session.check_stop()
+            if isinstance(chunk, AIMessageChunk):
+                whole = chunk if whole is None else whole + chunk
+            if time.monotonic() - told > 2.0:
+                told = time.monotonic()
+                text = f"{self.spec} answers: {len(str(whole and whole.content))} characters"
+                self.session.say(self.role, text, True)
+        return _answer(whole)
+
+    def _wait(self, trouble: Trouble, pause_s: float) -> None:
+        """Wait before another try, and say so.
+
+        Raises:
+            SlipstreamError: the wait would outlast the run.
+        """
+        if pause_s > self.session.left_s():
+            raise SlipstreamError(
+                f"{trouble.advice}; it asks for {pause_s:.0f} s, the run has less left"
+            )
+        self.session.say(self.role, f"{trouble.what}: again in {pause_s:.0f} s", False)
+        end = time.monotonic() + pause_s
+        while (left := end - time.monotonic()) > 0:
+            self.session.check_stop()
+            time.sleep(min(left, 0.5))
+
+
+def _client(spec: ModelSpec) -> BaseChatModel:
+    """Return LangChain's client. It is imported here, for those who have a model."""
+    common: dict[str, Any] = {"model": spec.name, "api_key": spec.key(), "max_retries": 0}
+    if spec.base_url:
+        common["base_url"] = spec.base_url
+    common |= {"timeout": _TIMEOUT_S, "stream_usage": True}
+    if spec.provider == "anthropic":
+        from langchain_anthropic import ChatAnthropic
+
+        return ChatAnthropic(**common)
+    from langchain_openai import ChatOpenAI
+
+    return ChatOpenAI(**common)
+
+
+def _limit(spec: ModelSpec, max_tokens: int) -> dict[str, Any]:
+    if spec.provider == "anthropic":
+        return {"max_tokens": max_tokens}
+    if spec.base_url is None:
+        return {"max_completion_tokens": max_tokens}
+    return {"extra_body": {"max_tokens": max_tokens}}  # what every compatible server knows
+
+
+def _cached(messages: Sequence[BaseMessage], spec: ModelSpec) -> Sequence[BaseMessage]:
+    """Let Anthropic keep the long beginning of a conversation; OpenAI does that by itself."""
+    if spec.provider != "anthropic":
+        return messages
+    marked: list[BaseMessage] = []
+    for index, message in enumerate(messages):
+        if index < 2 and isinstance(message, SystemMessage | HumanMessage):
+            kept = {"cache_control": {"type": "ephemeral"}}
+            block = {"type": "text", "text": str(message.content), **kept}
+            marked.append(type(message)(content=[block]))
+        else:
+            marked.append(message)
+    return marked
+
+
+def _answer(whole: AIMessageChunk | None) -> Answer:
+    if whole is None:
+        return Answer("", malformed="an empty answer")
+    found = whole.usage_metadata
+    details: Any = (found.get("input_token_details") if found else None) or {}
+    usage = Usage(
+        input=found["input_tokens"] if found else 0,
+        output=found["output_tokens"] if found else 0,
+        cached_read=details.get("cache_read") or 0,
+        cached_write=details.get("cache_creation") or 0,
+    )
+    calls = tuple(
+        ToolCall(call["name"], call["args"], call["id"] or f"call-{index}")
+        for index, call in enumerate(whole.tool_calls)
+    )
+    why = whole.response_metadata.get("finish_reason") or whole.response_metadata.get("stop_reason")
+    refused = bool(whole.additional_kwargs.get("refusal")) or why in ("refusal", "content_filter")
+    malformed = ""
+    if whole.invalid_tool_calls:
+        bad = whole.invalid_tool_calls[0]
+        malformed = f"the arguments of {bad['name']} are not JSON: {str(bad['args'])[:200]!r}"
+    elif why in ("length", "max_tokens") and not calls:
+        malformed = "the answer was cut off: it was too long"
+    elif not calls and not whole.text and not refused:
+        malformed = "an empty answer"
+    return Answer(str(whole.text), calls, malformed, refused, usage)
+
+
+def _plain(message: BaseMessage) -> str:
+    """Return a message as one text, for the tape."""
+    role = {SystemMessage: "system", HumanMessage: "user", ToolMessage: "tool"}.get(type(message))
+    if role is not None:
+        return f"{role}: {message.content}"
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    shown = "".join(f"\n→ {c['name']} {json.dumps(c['args'], sort_keys=True)}" for c in calls)
+    return f"assistant: {message.content}{shown}"
+
+
+def _is_local(spec: ModelSpec) -> bool:
+    """Whether a model runs on a server nearby, where no one sends a bill."""
+    host = urlsplit(spec.base_url or "").hostname or ""
+    private = ("127.", "10.", "192.168.", "172.")
+    return host != "" and ("." not in host or host.startswith(private) or host.endswith(".local"))

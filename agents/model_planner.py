@@ -1,0 +1,265 @@
+"""The planner on a language model: it reads, searches what was learned, and proposes.
+
+What it proposes is checked here, by code: levers and values that exist, files that are there, a
+gain that the sum can bear. An answer that can't be used costs one more call; a model that doesn't
+come to its senses costs the round nothing but its own ideas: the offline planner steps in.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from pydantic import Field
+
+from slipstream.kernels.fit import refusal
+
+from .chat import Answer, Chat, ToolCall
+from .desk import Desk, DeskError
+from .offline_planner import OfflinePlanner
+from .prompting import describe, prompt_of
+from .quoting import quote
+from .roles import EDIT, Briefing, Planner, Proposal
+from .tools import Arguments, parsed, schema_of
+
+_MAX_READS = 16
+_MAX_MISTAKES = 3
+_MAX_HITS = 8
+
+
+class Idea(Arguments):
+    """One falsifiable hypothesis."""
+
+    kind: Literal["levers", "edit"] = Field(description="set levers only, or edit source as well")
+    levers: dict[str, str] = Field(
+        default_factory=dict, description="levers that change, with their new values"
+    )
+    files: list[str] = Field(
+        default_factory=list, max_length=8, description="of an edit: the files that it touches"
+    )
+    mechanism: str = Field(
+        min_length=20, max_length=1200, description="what changes, and why decoding gets faster"
+    )
+    arithmetic: str = Field(
+        min_length=5, max_length=500, description="the bytes or microseconds that it saves"
+    )
+    predicted_gain: float = Field(
+        gt=-0.9, lt=20, description="expected speed over the champion's, minus one: 0.1 is +10 %"
+    )
+    risk: str = Field(min_length=3, max_length=400, description="what it may break")
+    falsifier: str = Field(
+        min_length=5, max_length=400, description="what would show that the mechanism is wrong"
+    )
+
+
+class Propose(Arguments):
+    """Hand in your hypotheses, the best first."""
+
+    ideas: list[Idea] = Field(min_length=1, max_length=8)
+
+
+class SearchFindings(Arguments):
+    """Search what was learned in earlier experiments, here and elsewhere; all words have to occur."""
+
+    words: str = Field(min_length=1, max_length=200)
+
+
+class ListFiles(Arguments):
+    """List the files of the champion's engine."""
+
+
+class ReadFile(Arguments):
+    """Read lines of one of the engine's files."""
+
+    path: str
+    first: int = Field(1, ge=1)
+    count: int = Field(250, ge=1, le=600)
+
+
+class SearchCode(Arguments):
+    """Find the lines of the engine's source that hold a text."""
+
+    text: str = Field(min_length=1, max_length=200)
+
+
+_TOOLS: dict[str, type[Arguments]] = {
+    "search_findings": SearchFindings,
+    "list_files": ListFiles,
+    "read_file": ReadFile,
+    "search_code": SearchCode,
+    "propose": Propose,
+}
+
+
+class ModelPlanner:
+    """Satisfies `Planner`.
+
+    Args:
+        fallback: who plans a round for which the model has no usable answer.
+    """
+
+    def __init__(self, chat: Chat, fallback: Planner | None = None) -> None:
+        self.name = str(chat.spec)
+        self._chat = chat
+        self._fallback = fallback or OfflinePlanner()
+
+    def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
+        """Return up to `count` proposals on the champion; the fallback's if the model has none."""
+        talk = _Talk(self._chat, briefing, count)
+        proposals = talk.hold()
+        if proposals:
+            return proposals
+        text = f"{self.name} gave no usable plan ({talk.problem}): {self._fallback.name} plans"
+        self._chat.session.say("planner", text, False)
+        return self._fallback.plan(briefing, count)
+
+
+class _Talk:
+    """One conversation that ends with proposals, or with a problem."""
+
+    def __init__(self, chat: Chat, briefing: Briefing, count: int) -> None:
+        self._chat, self._briefing, self._count = chat, briefing, count
+        self._desk = Desk(briefing.tree) if briefing.tree is not None else None
+        self.problem = "it was asked too often"
+        known = len(briefing.planned) + len(briefing.refused)
+        self._occasion = f"round {briefing.round} after {known}"
+
+    def hold(self) -> list[Proposal]:
+        ask = f"Propose {self._count} {'hypothesis' if self._count == 1 else 'hypotheses'}."
+        messages: list[BaseMessage] = [
+            SystemMessage(prompt_of("planner")),
+            HumanMessage(f"{describe(self._briefing)}\n\n{ask}"),
+        ]
+        tools = [schema_of(name, arguments) for name, arguments in _TOOLS.items()]
+        mistakes = 0
+        for turn in range(_MAX_READS + _MAX_MISTAKES):
+            force = "propose" if turn >= _MAX_READS else None
+            occasion = f"{self._occasion} #{turn}"
+            answer = self._chat.ask(messages, tools, occasion=occasion, force=force)
+            problem = _problem(answer)
+            if problem:
+                mistakes, self.problem = mistakes + 1, problem
+                if mistakes == _MAX_MISTAKES:
+                    break
+                messages.append(HumanMessage(f"{problem}. Answer by calling a tool."))
+                continue
+            messages.append(answer.message)
+            proposals: list[Proposal] = []
+            for call in answer.calls:
+                if call.name == "propose":
+                    proposals, told = self._proposals(call)
+                    mistakes += not proposals
+                    self.problem = told
+                else:
+                    told = self._read(call)
+                messages.append(ToolMessage(told, tool_call_id=call.id))
+            if proposals or mistakes >= _MAX_MISTAKES:
+                return proposals
+        return []
+
+    def _read(self, call: ToolCall) -> str:
+        """Do what a reading tool does; tools that it doesn't have do nothing."""
+        kind = _TOOLS.get(call.name)
+        if kind is None:
+            return f"there is no tool {call.name!r}; there are {', '.join(_TOOLS)}"
+        asked = parsed(kind, call.arguments)
+        if isinstance(asked, str):
+            return f"not done: {asked}"
+        if isinstance(asked, SearchFindings):
+            return self._search(asked.words)
+        if self._desk is None:
+            return "the source is not at hand"
+        try:
+            match asked:
+                case ReadFile():
+                    text = self._desk.read(asked.path, asked.first, asked.count)
+                    return quote(text, asked.path, 20_000)
+                case SearchCode():
+                    return quote(self._desk.search(asked.text), "the engine's source", 8000)
+                case _:
+                    return self._desk.list_files()
+        except DeskError as error:
+            return f"not done: {error}"
+
+    def _search(self, words: str) -> str:
+        hits = self._briefing.search(words)[:_MAX_HITS]
+        if not hits:
+            return "no finding holds these words"
+        return "\n".join(
+            quote(
+                f"{hit.lever}={hit.value}: {hit.verdict}"
+                + (f", {math.expm1(hit.gain):+.1%}" if hit.gain is not None else "")
+                + f"\n{hit.mechanism}\nworth another try: {hit.reopen}",
+                f"finding {hit.experiment} on {hit.challenge}",
+            )
+            for hit in hits
+        )
+
+    def _proposals(self, call: ToolCall) -> tuple[list[Proposal], str]:
+        """Return what can be tried of what was proposed, or in words why none of it can."""
+        given = parsed(Propose, call.arguments)
+        if isinstance(given, str):
+            return [], f"not accepted: {given}"
+        good: list[Proposal] = []
+        wrong: list[str] = []
+        for number, idea in enumerate(given.ideas[: self._count], start=1):
+            if why := self._objection(idea):
+                wrong.append(f"idea {number}: {why}")
+            else:
+                good.append(self._proposal(idea))
+        return good, "; ".join(wrong) or "accepted"
+
+    def _objection(self, idea: Idea) -> str:
+        """Return why an idea can't be tried; empty if it can."""
+        briefing = self._briefing
+        settings = {**briefing.champion_settings, **idea.levers}
+        if why := refusal(briefing.shape, settings, briefing.machine):
+            return why
+        changed = {n: v for n, v in idea.levers.items() if briefing.champion_settings[n] != v}
+        if idea.kind == "levers":
+            return "" if changed else "it changes nothing: the champion has these levers already"
+        if not idea.files:
+            return "an edit names the files that it touches"
+        if self._desk is None:
+            return "the source is not at hand, so it can't be edited"
+        return ""
+
+    def _proposal(self, idea: Idea) -> Proposal:
+        settings = {**self._briefing.champion_settings, **idea.levers}
+        changed = [n for n, v in idea.levers.items() if self._briefing.champion_settings[n] != v]
+        is_edit = idea.kind == "edit"
+        levers = [f"{name}={settings[name]}" for name in sorted(changed)]
+        edited = ", ".join(sorted(set(idea.files)))
+        known = {found.lever: found for found in self._briefing.calibration}
+        lever = "+".join([EDIT] * is_edit + changed)
+        own = known.get(lever)
+        factor = own.factor if own is not None and own.agent == self._chat_name else 1.0
+        return Proposal(
+            lever=lever,
+            settings=settings,
+            mechanism=f"{idea.mechanism.rstrip('. ')}. {idea.arithmetic}",
+            predicted_gain=math.expm1(factor * math.log1p(idea.predicted_gain)),
+            prior_gain=idea.predicted_gain,
+            target=", ".join([f"edit {edited}", *levers]) if is_edit else "",
+            risk=idea.risk,
+            falsifier=idea.falsifier,
+            agent=self._chat_name,
+        )
+
+    @property
+    def _chat_name(self) -> str:
+        return str(self._chat.spec)
+
+
+def _problem(answer: Answer) -> str:
+    """Return what keeps an answer from being acted on."""
+    if answer.refused:
+        return "You refused to answer"
+    if answer.malformed:
+        return f"Your answer could not be used: {answer.malformed}"
+    return "" if answer.calls else "You called no tool"
+
+
+def tool_schemas(tools: dict[str, type[Arguments]]) -> Sequence[dict[str, Any]]:
+    """Return tools in the form that providers take."""
+    return [schema_of(name, arguments) for name, arguments in tools.items()]

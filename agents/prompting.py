@@ -1,0 +1,172 @@
+"""A briefing as a prompt: figures from code as they are, words of others as quoted data."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+from slipstream.evaluation.gates import GATES
+from slipstream.kernels.census import bytes_per_token
+from slipstream.kernels.fit import effective
+from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS
+
+from .quoting import quote
+from .roles import Briefing
+
+_TOP = 8
+_LATEST = 12
+_MAX_DIRECTIONS = 6000
+
+
+@cache
+def prompt_of(role: str) -> str:
+    """Return a role's instructions: `planner.md` and its like, beside this file."""
+    return (Path(__file__).resolve().parent / f"{role}.md").read_text()
+
+
+def describe(briefing: Briefing) -> str:
+    """Return all that a planner is told before it asks for more."""
+    return "\n\n".join(
+        f"## {title}\n{text}"
+        for title, text in (
+            ("Challenge", _challenge(briefing)),
+            ("Champion", _champion(briefing)),
+            ("Where a token's time goes", _profile(briefing)),
+            ("Levers", _levers(briefing)),
+            ("Leaderboard", _standings(briefing)),
+            ("Trials, the latest last", _trials(briefing)),
+            ("What is known of levers on this kind of machine", _ledger(briefing)),
+            ("Being tried by others right now", _claimed(briefing)),
+            ("How predictions came true", _calibration(briefing)),
+            ("Refused in this round", _lines(briefing.refused)),
+            ("Board", _posts(briefing)),
+            ("Directions of the researcher", _lines(briefing.directions)[-_MAX_DIRECTIONS:]),
+            ("Left of the budget", _left(briefing)),
+        )
+        if text
+    )
+
+
+def _challenge(briefing: Briefing) -> str:
+    shape, machine = briefing.shape, briefing.machine
+    lines = [
+        f"{briefing.challenge}: {shape.family or 'decoder'} with {shape.num_layers} layers, hidden "
+        f"{shape.hidden_size}, MLP {shape.intermediate_size}, {shape.num_heads} query and "
+        f"{shape.num_kv_heads} key/value heads of {shape.head_dim}, vocabulary {shape.vocab_size}",
+        f"machine: {machine.device}, {machine.num_cores} cores, reads "
+        f"{briefing.bandwidth_gbps:.1f} GB/s, compiler: {'yes' if machine.has_compiler else 'no'}",
+    ]
+    if briefing.rules is not None:
+        work, gate = briefing.rules.workload, GATES[briefing.rules.tier]
+        lines.append(
+            f"workload: {work.num_tokens} greedy tokens after a prompt, prompt included in the "
+            f"time, batch 1; tier {briefing.rules.tier}: PPL at most +{gate.max_ppl_rise:.1%}"
+            + (f", KL at most {gate.max_kl:g}" if math.isfinite(gate.max_kl) else "")
+            + (f", top-1 at least {gate.min_top1:.0%}" if gate.min_top1 else "")
+            + ", each at its 95 % bound"
+        )
+    return "\n".join(lines)
+
+
+def _champion(briefing: Briefing) -> str:
+    read = sum(bytes_per_token(briefing.shape, effective(briefing.champion_settings)).values())
+    ceiling = briefing.bandwidth_gbps * 1e9 / read
+    return (
+        f"{briefing.champion}: {briefing.champion_tps:.1f} tokens/s with "
+        f"{_pulled(briefing.champion_settings)}; reads {read / 1e6:.0f} MB a token by its levers, "
+        f"so the roofline is {ceiling:.0f} tokens/s"
+    )
+
+
+def _profile(briefing: Briefing) -> str:
+    found = briefing.profile()
+    if found is None:
+        return ""
+    rows = [
+        f"{row.name}: {1e6 * row.time_s:.0f} µs ({row.share:.0%}), reads "
+        f"{row.read_bytes / 1e6:.1f} MB"
+        + (f", {row.roofline:.0%} of the roofline" if row.roofline else "")
+        for row in found.components
+    ]
+    whole = f"a token: {1e3 * found.token_s:.2f} ms; first token {found.first_token_s:.3f} s"
+    return "\n".join([*rows, whole])
+
+
+def _levers(briefing: Briefing) -> str:
+    return "\n".join(
+        f"{lever.name}: {', '.join(lever.values)} (now {briefing.champion_settings[lever.name]}): "
+        f"{lever.summary}; risk: {lever.risk}"
+        for lever in CATALOGUE.values()
+    )
+
+
+def _standings(briefing: Briefing) -> str:
+    rows = [
+        f"{s.variant} {s.verdict} {s.cause}, "
+        + (f"{s.speedup:.2f}x {s.baseline}" if s.speedup else "never ran")
+        + f": {_pulled(s.settings)}"
+        for s in briefing.standings[:_TOP]
+    ]
+    return quote("\n".join(rows), "the leaderboard", 3000) if rows else ""
+
+
+def _trials(briefing: Briefing) -> str:
+    rows = [
+        f"{_change(trial.changed) or 'source only'}: {trial.verdict}, {trial.cause}"
+        + (f", {math.exp(trial.speed):.2f}x the baseline" if trial.speed is not None else "")
+        for trial in briefing.trials[-_LATEST:]
+    ]
+    return quote("\n".join(rows), "memory's experiments", 3000) if rows else ""
+
+
+def _ledger(briefing: Briefing) -> str:
+    rows = []
+    for entry in briefing.ledger[:_LATEST]:
+        effect = f" ({math.expm1(entry.best.mean):+.1%})" if entry.best else ""
+        rows.append(f"{entry.lever}={entry.value}: {entry.status}{effect}; {entry.mechanism[:160]}")
+    return quote("\n".join(rows), "the lever ledger", 4000) if rows else ""
+
+
+def _claimed(briefing: Briefing) -> str:
+    return "\n".join(_pulled(settings) for settings in briefing.claimed)
+
+
+def _calibration(briefing: Briefing) -> str:
+    rows = [
+        f"{found.agent}, {found.lever}: predicted {math.expm1(found.predicted / found.count):+.1%}, "
+        f"measured {math.expm1(found.measured / found.count):+.1%} on average of {found.count}"
+        for found in briefing.calibration[:_LATEST]
+        if found.count
+    ]
+    return quote("\n".join(rows), "predictions on record", 2000) if rows else ""
+
+
+def _posts(briefing: Briefing) -> str:
+    return "\n".join(quote(post.text, post.source, 400) for post in briefing.posts)
+
+
+def _left(briefing: Briefing) -> str:
+    left = briefing.left
+    minutes = f"{left.minutes:.0f} minutes, " if math.isfinite(left.minutes) else ""
+    usd = f", ${left.usd:.2f}" if left.usd is not None else ""
+    return f"{minutes}{left.experiments} experiments{usd}"
+
+
+def _pulled(settings: dict[str, str]) -> str:
+    changed = {name: v for name, v in settings.items() if SEED_SETTINGS.get(name) != v}
+    return _change(changed) or "no lever"
+
+
+def _change(changed: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sorted(changed.items()))
+
+
+def _lines(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {text}" for text in texts)
+
+
+def figures_of(thing: object) -> dict[str, object]:
+    """Return a dataclass' fields that hold something, for a prompt."""
+    fields = asdict(thing)  # type: ignore[call-overload]
+    return {name: value for name, value in fields.items() if value not in (None, "", [], {})}
