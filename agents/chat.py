@@ -37,6 +37,10 @@ _LEAST_TOKENS = 1024  # a budget that allows less than this for an answer allows
 _TIMEOUT_S = 300.0
 
 
+class TooLongError(Exception):
+    """A conversation doesn't fit into the model's context any more."""
+
+
 @dataclass(frozen=True)
 class ToolCall:
     """A tool that a model wants to use."""
@@ -112,6 +116,7 @@ class Chat:
 
         Raises:
             OutOfMoneyError: the budget doesn't cover the call.
+            TooLongError: the conversation exceeds the model's context.
             SlipstreamError: the provider refuses, or doesn't answer after several tries.
         """
         request = {
@@ -155,6 +160,8 @@ class Chat:
                 trouble = diagnose(error, self.spec)
                 if trouble is None:
                     raise
+                if trouble.too_long:
+                    raise TooLongError(trouble.advice) from error
                 if not trouble.passes or attempt == _ATTEMPTS - 1:
                     raise SlipstreamError(trouble.advice) from error
                 pause_s = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
@@ -274,6 +281,8 @@ def _client(spec: ModelSpec) -> BaseChatModel:
         return ChatAnthropic(**common)
     from langchain_openai import ChatOpenAI
 
+    if spec.base_url:  # compatible servers have this API, and rarely the newer one
+        common["use_responses_api"] = False
     return ChatOpenAI(**common)
 
 
@@ -315,14 +324,17 @@ def _answer(whole: AIMessageChunk | None) -> Answer:
         ToolCall(call["name"], call["args"], call["id"] or f"call-{index}")
         for index, call in enumerate(whole.tool_calls)
     )
-    why = whole.response_metadata.get("finish_reason") or whole.response_metadata.get("stop_reason")
+    ends = (whole.response_metadata.get(n) for n in ("finish_reason", "stop_reason", "status"))
+    why = next((end for end in ends if end), None)
     refused = bool(whole.additional_kwargs.get("refusal")) or why in ("refusal", "content_filter")
     malformed = ""
     if whole.invalid_tool_calls:
         bad = whole.invalid_tool_calls[0]
         malformed = f"the arguments of {bad['name']} are not JSON: {str(bad['args'])[:200]!r}"
-    elif why in ("length", "max_tokens") and not calls:
+    elif why in ("length", "max_tokens"):  # LangChain closes open brackets: calls look whole
         malformed = "the answer was cut off: it was too long"
+    elif why is None:
+        malformed = "the answer broke off"
     elif not calls and not whole.text and not refused:
         malformed = "an empty answer"
     return Answer(str(whole.text), calls, malformed, refused, usage)

@@ -6,8 +6,7 @@ come to its senses costs the round nothing but its own ideas: the offline planne
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from pydantic import Field
@@ -59,7 +58,7 @@ class Propose(Arguments):
 
 
 class SearchFindings(Arguments):
-    """Search what was learned in earlier experiments, here and elsewhere; all words have to occur."""
+    """Search what was learned in earlier experiments; all words have to occur."""
 
     words: str = Field(min_length=1, max_length=200)
 
@@ -258,8 +257,3 @@ def _problem(answer: Answer) -> str:
     if answer.malformed:
         return f"Your answer could not be used: {answer.malformed}"
     return "" if answer.calls else "You called no tool"
-
-
-def tool_schemas(tools: dict[str, type[Arguments]]) -> Sequence[dict[str, Any]]:
-    """Return tools in the form that providers take."""
-    return [schema_of(name, arguments) for name, arguments in tools.items()]

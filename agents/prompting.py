@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -10,9 +9,10 @@ from slipstream.evaluation.gates import GATES
 from slipstream.kernels.census import bytes_per_token
 from slipstream.kernels.fit import effective
 from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS
+from slipstream.memory.records import Hypothesis
 
 from .quoting import quote
-from .roles import Briefing
+from .roles import Briefing, Workbench
 
 _TOP = 8
 _LATEST = 12
@@ -134,12 +134,16 @@ def _claimed(briefing: Briefing) -> str:
 
 def _calibration(briefing: Briefing) -> str:
     rows = [
-        f"{found.agent}, {found.lever}: predicted {math.expm1(found.predicted / found.count):+.1%}, "
-        f"measured {math.expm1(found.measured / found.count):+.1%} on average of {found.count}"
+        f"{found.agent}, {found.lever}: predicted {_average(found.predicted, found.count)}, "
+        f"measured {_average(found.measured, found.count)} on average of {found.count}"
         for found in briefing.calibration[:_LATEST]
         if found.count
     ]
     return quote("\n".join(rows), "predictions on record", 2000) if rows else ""
+
+
+def _average(total: float, count: int) -> str:
+    return f"{math.expm1(total / count):+.1%}"
 
 
 def _posts(briefing: Briefing) -> str:
@@ -166,7 +170,20 @@ def _lines(texts: Iterable[str]) -> str:
     return "\n".join(f"- {text}" for text in texts)
 
 
-def figures_of(thing: object) -> dict[str, object]:
-    """Return a dataclass' fields that hold something, for a prompt."""
-    fields = asdict(thing)  # type: ignore[call-overload]
-    return {name: value for name, value in fields.items() if value not in (None, "", [], {})}
+def brief_coder(hypothesis: Hypothesis, bench: Workbench) -> str:
+    """Return what a coder is told: the facts by code, the hypothesis as a planner's words."""
+    idea = "\n".join(
+        f"{name}: {text}"
+        for name, text in (
+            ("target", hypothesis.target or hypothesis.lever),
+            ("mechanism", hypothesis.mechanism),
+            ("risk", hypothesis.risk),
+            ("would be refuted by", hypothesis.falsifier),
+            ("expected gain", f"{hypothesis.predicted_gain:+.1%}"),
+        )
+        if text
+    )
+    return (
+        f"{bench.facts}\n\nThe hypothesis, {hypothesis.id}, on variant {hypothesis.parent}; its "
+        f"levers are set already:\n{quote(idea, hypothesis.agent, 4000)}\n\nWrite the variant."
+    )

@@ -177,7 +177,10 @@ class CoderError(Exception):
 class Workbench(Protocol):
     """What a coder may do with a tree besides writing it; all of it happens in the sandbox."""
 
-    facts: str  # the model, the machine, the workload and the gate, in words
+    @property
+    def facts(self) -> str:
+        """The model, the machine, the workload and the gate, in words."""
+        ...
 
     @property
     def left_s(self) -> float:

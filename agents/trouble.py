@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from slipstream.evaluation.errors import StopRequested
 from slipstream.evaluation.redaction import redact
 
@@ -25,6 +23,7 @@ class Trouble:
         passes: another try may go well.
         retry_after: seconds that the server asks to wait; None if it doesn't say.
         may_be_billed: the model may have been at work already.
+        too_long: the conversation exceeds the model's context.
     """
 
     what: str
@@ -32,6 +31,7 @@ class Trouble:
     passes: bool
     retry_after: float | None = None
     may_be_billed: bool = False
+    too_long: bool = False
 
 
 def diagnose(error: Exception, spec: ModelSpec) -> Trouble | None:
@@ -42,12 +42,13 @@ def diagnose(error: Exception, spec: ModelSpec) -> Trouble | None:
     said = redact(str(getattr(error, "message", "") or error)).replace("\n", " ")[:_SHOWN]
     if status is not None:
         return _by_status(int(status), error, said, spec)
-    if isinstance(error, httpx.TransportError) or "Connection" in type(error).__name__:
-        advice = f"model {spec}: no connection ({said}); is the address right, the network up?"
-        return Trouble("no connection", advice, passes=True, may_be_billed=True)
+    kinds = {kind.__name__ for kind in type(error).__mro__}
     if "Timeout" in type(error).__name__:
         advice = f"model {spec}: no answer in time ({said}); try again later"
         return Trouble("no answer in time", advice, passes=True, may_be_billed=True)
+    if kinds & {"TransportError", "APIConnectionError"}:  # of httpx, under whatever name it comes
+        advice = f"model {spec}: no connection ({said}); is the address right, the network up?"
+        return Trouble("no connection", advice, passes=True, may_be_billed=True)
     if _is_from_client(error) or isinstance(error, _UNREADABLE):
         advice = (
             f"model {spec}: its answers can't be read ({said}); does the server speak this API?"
@@ -76,7 +77,8 @@ def _by_status(status: int, error: Exception, said: str, spec: ModelSpec) -> Tro
         advice = f"model {spec}: the server fails ({status}): {said}; try again later"
         return Trouble(f"server error {status}", advice, True, _retry_after(error))
     advice = f"model {spec}: the request was refused ({status}): {said}"
-    return Trouble(f"refused with {status}", advice, passes=False)
+    too_long = "ContextOverflow" in type(error).__name__ or "context_length" in _codes(error)
+    return Trouble(f"refused with {status}", advice, passes=False, too_long=too_long)
 
 
 def _retry_after(error: Exception) -> float | None:
@@ -90,8 +92,11 @@ def _retry_after(error: Exception) -> float | None:
 
 
 def _has_no_money(error: Exception) -> bool:
-    told = f"{getattr(error, 'code', '')} {getattr(error, 'body', '')}".lower()
-    return "insufficient_quota" in told or "credit balance" in told
+    return "insufficient_quota" in _codes(error) or "credit balance" in _codes(error)
+
+
+def _codes(error: Exception) -> str:
+    return f"{getattr(error, 'code', '')} {getattr(error, 'body', '')}".lower()
 
 
 def _is_from_client(error: Exception) -> bool:

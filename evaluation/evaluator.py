@@ -152,7 +152,7 @@ class LocalEvaluator:
         plan = PairPlan(stage, prompts, self._seed, f"{variant}:{rival}", num_tokens)
         if stage is Stage.CONFIRM:
             self.release(variant)
-        if stage in (Stage.SCREEN, Stage.CONFIRM):
+        if stage in (Stage.SCREEN, Stage.CONFIRM, Stage.LOOK):
             self.release(rival)
         twin = f"{rival}#twin" if variant == rival else rival
         for index, attempt in attempts.items():

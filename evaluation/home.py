@@ -5,9 +5,23 @@ they live with the user's data, which cache cleaners leave alone. `SLIPSTREAM_HO
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import SlipstreamError
+
+_moved: list[Path] = []
+
+
+@contextmanager
+def moved_to(home: Path) -> Iterator[None]:
+    """Keep data in another folder for a while, whatever the environment says; the cache stays."""
+    _moved.append(home)
+    try:
+        yield
+    finally:
+        _moved.remove(home)
 
 
 def cache_dir() -> Path:
@@ -17,7 +31,7 @@ def cache_dir() -> Path:
 
 def data_dir() -> Path:
     """Return the folder for memory, variants and runs (`~/.local/share/slipstream`)."""
-    return _base("XDG_DATA_HOME", ".local/share")
+    return _moved[-1] if _moved else _base("XDG_DATA_HOME", ".local/share")
 
 
 def make_dir(path: Path) -> Path:

@@ -3,22 +3,32 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from slipstream.agents.roles import Briefing, Island, Trial
+from slipstream.agents.roles import Briefing, Island, Left, Quoted, Trial
 from slipstream.evaluation.acceptance import Cause
+from slipstream.evaluation.errors import EngineError
 from slipstream.evaluation.gates import GATES
+from slipstream.evaluation.profiling import Profile
 from slipstream.evaluation.statistics import Estimate
 from slipstream.kernels.levers import SEED_SETTINGS
+from slipstream.memory.board import Board
 from slipstream.memory.claims import names
-from slipstream.memory.leaderboard import TOP, Lineage, Pulse, pulse, speedups
-from slipstream.memory.ledger import corrections, ledger
+from slipstream.memory.leaderboard import TOP, Lineage, Pulse, leaderboard, pulse, speedups
+from slipstream.memory.ledger import calibration, corrections, ledger
 from slipstream.memory.records import Hypothesis
+from slipstream.memory.search import search
 
 from .context import LoopContext
+from .directions import directions_of
+from .lineage import tree_of
+from .measuring import metered, reserve_s
 
 _STAGNANT = 10
+_STANDINGS, _POSTS, _HITS = 10, 6, 8
 
 
-def brief(context: LoopContext, champion: str, planned: Sequence[Hypothesis]) -> Briefing:
+def brief(
+    context: LoopContext, champion: str, planned: Sequence[Hypothesis], round_: int = 0
+) -> Briefing:
     """Return the planner's briefing on the champion and on every trial of the same engine.
 
     Says so if the search stagnates, or has become a monoculture.
@@ -33,8 +43,7 @@ def brief(context: LoopContext, champion: str, planned: Sequence[Hypothesis]) ->
     family = memory.run(context.run).family
     found = pulse(memory, context.challenge.name, context.machine_id)
     _raise_alarms(context, found)
-    live = memory.claims.live(context.key_of(""))
-    claimed = names([holding for holding in live if holding.holder != context.run])
+    claimed = context.tape.observe(f"claimed in round {round_}", lambda: _claimed(context))
     trials = []
     for experiment in experiments:
         variant = variants[experiment.variant]
@@ -74,7 +83,61 @@ def brief(context: LoopContext, champion: str, planned: Sequence[Hypothesis]) ->
         corrections=corrections(memory.database, context.planner.name, family, context.machine_id),
         ledger=tuple(ledger(memory.database, family=family, machine=context.machine_id)),
         islands=tuple(_islands(context, champion, known, found.lineages)),
+        round=round_,
+        rules=context.challenge,
+        tree=tree_of(memory, context.variants, champion),
+        standings=tuple(
+            leaderboard(memory, context.challenge.name, context.machine_id, _STANDINGS)
+        ),
+        calibration=tuple(calibration(memory.database, family=family, machine=context.machine_id)),
+        posts=tuple(Quoted(*post) for post in _posts(context, round_)),
+        directions=tuple(_directions(context, round_)),
+        left=_left(context, champion, len(planned), round_),
+        profile=lambda: _profile(context, champion),
+        search=lambda words: search(memory.database, words, limit=_HITS),
     )
+
+
+def _claimed(context: LoopContext) -> list[str]:
+    live = context.memory.claims.live(context.key_of(""))
+    return names([holding for holding in live if holding.holder != context.run])
+
+
+def _posts(context: LoopContext, round_: int) -> list[list[str]]:
+    """Return the latest posts of others: source and text."""
+
+    def read() -> list[list[str]]:
+        board = Board(context.memory.database, context.run)
+        posts = [*board.inbox(limit=_POSTS), *board.posts(limit=_POSTS)]
+        others = {post.id: post for post in posts if post.author != context.run}
+        latest = sorted(others.values(), key=lambda post: (-post.posted_at, post.id))[:_POSTS]
+        return [[f"{post.author} on the board, in {post.channel}", post.text] for post in latest]
+
+    return list(context.tape.observe(f"posts in round {round_}", read))
+
+
+def _directions(context: LoopContext, round_: int) -> list[str]:
+    name = f"directions in round {round_}"
+    return list(context.tape.observe(name, lambda: list(directions_of(context))))
+
+
+def _left(context: LoopContext, champion: str, planned: int, round_: int) -> Left:
+    def look() -> list[float | None]:
+        minutes = (context.budget.left_s - reserve_s(context, champion)) / 60
+        return [round(max(0.0, minutes), 1), context.session.purse.left]
+
+    minutes, usd = context.tape.observe(f"left in round {round_}", look)
+    return Left(minutes, context.budget.experiments - planned, usd)
+
+
+def _profile(context: LoopContext, champion: str) -> Profile | None:
+    context.say("survey", f"taking {champion} apart", fleeting=True)
+    try:
+        with metered(context, None), context.evaluator_lock:
+            return context.evaluator.profile(champion, context.bandwidth_gbps)
+    except EngineError as error:  # some engines have no account of themselves to give
+        context.say("survey", f"no profile of {champion}: {error}")
+        return None
 
 
 def _raise_alarms(context: LoopContext, found: Pulse) -> None:

@@ -2,18 +2,23 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from slipstream.agents.roles import Benchmarker, Coder, Planner
+from slipstream.agents.session import Session
 from slipstream.evaluation.acceptance import Rule
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import StopRequested
 from slipstream.evaluation.evaluator import Evaluator
+from slipstream.evaluation.redaction import redact
 from slipstream.kernels.census import ModelShape
 from slipstream.kernels.levers import Machine
 from slipstream.kernels.variants import VariantStore
 from slipstream.kernels.workshop import Workshop
+from slipstream.memory.cassette import Cassette
 from slipstream.memory.claims import variant_key
 from slipstream.memory.logs import LogStore
 from slipstream.memory.store import Memory
@@ -41,11 +46,21 @@ class Budget:
     experiments: int
     spent_before_s: float = 0.0
     _started: float = field(default_factory=lambda: time.monotonic())
+    _paused_s: float = 0.0
 
     @property
     def spent_s(self) -> float:
         """Active seconds so far, over all sessions of the run."""
-        return self.spent_before_s + time.monotonic() - self._started
+        return self.spent_before_s + time.monotonic() - self._started - self._paused_s
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let time pass that isn't the run's: a person thinks."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused_s += time.monotonic() - begun
 
     @property
     def left_s(self) -> float:
@@ -65,6 +80,9 @@ class LoopContext:
         batch: hypotheses per round.
         no_sandbox: why engines run without a sandbox; empty where they run in one.
         unsafe_local: run trees with changed source even where there is no sandbox.
+        session: what thinking agents use: money, and the tape of all that came from outside.
+        approve: a person looks at each change before it is measured.
+        program: the researcher's own directions, a file that may change while the run goes on.
     """
 
     run: str
@@ -86,12 +104,16 @@ class LoopContext:
     seed: int
     seed_variant: str
     num_documents: int
+    session: Session
+    program: Path
     batch: int = 1
     max_repairs: int = 2
     no_sandbox: str = ""
     unsafe_local: bool = False
+    approve: bool = False
     emit: Callable[[Event], None] = lambda _: None
     workshop_lock: threading.Lock = field(default_factory=threading.Lock)  # coders are parallel
+    evaluator_lock: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def rule(self) -> Rule:
@@ -101,13 +123,18 @@ class LoopContext:
         delta = max(acceptance.min_gain, noise)
         return Rule(acceptance, self.challenge.tier, delta, self.num_documents)
 
+    @property
+    def tape(self) -> Cassette:
+        """Where what comes from outside is kept, or comes from."""
+        return self.session.cassette
+
     def key_of(self, variant: str) -> str:
         """Return the key that measuring a variant is claimed by."""
         return variant_key(self.challenge.name, self.machine_id, variant)
 
     def say(self, agent: str, text: str, *, fleeting: bool = False) -> None:
         """Tell whoever watches."""
-        self.emit(Event(agent, text, fleeting))
+        self.emit(Event(agent, redact(text), fleeting))
 
     def check_stop(self) -> None:
         """Stop here if Ctrl-C was pressed; called where nothing is half done."""

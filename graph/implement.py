@@ -5,8 +5,9 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
+from slipstream.agents.roles import CoderError
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
-from slipstream.evaluation.errors import EngineError
+from slipstream.evaluation.errors import EngineError, OutOfMoneyError
 from slipstream.kernels.fit import refusal
 from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Experiment, Hypothesis, Variant
@@ -16,6 +17,7 @@ from .inspection import recorded_result, refused
 from .lineage import commit_lineage, tree_of
 from .measure import judgement_of
 from .state import Task
+from .workbench import LoopBench
 
 
 def implement(state: Task, runtime: Runtime[LoopContext]) -> dict[str, Any]:
@@ -26,20 +28,14 @@ def implement(state: Task, runtime: Runtime[LoopContext]) -> dict[str, Any]:
 def build_variant(hypothesis_id: str, context: LoopContext, champion: str = "") -> dict[str, Any]:
     """Return the hypothesis' variant, and a judgement if it could not be made to run.
 
+    A hypothesis of which no variant came names the one that it started from.
+
     Args:
         champion: whom it will race; by default the variant that it starts from.
     """
     hypothesis = context.memory.hypothesis(hypothesis_id)
     parent = tree_of(context.memory, context.variants, hypothesis.parent)
-    tree = context.coder.implement(hypothesis, parent)
-    failure = _try_out(tree, context, hypothesis)
-    for _ in range(context.max_repairs):
-        if failure is None:
-            break
-        mended = context.coder.repair(hypothesis, tree, failure.reason)
-        if mended is None:
-            break
-        tree, failure = mended, _try_out(mended, context, hypothesis)
+    tree, failure = _written(hypothesis, parent, context)
     _keep(tree, hypothesis, champion or hypothesis.parent, context)
     changes: dict[str, Any] = {"variants": {hypothesis_id: tree.id}}
     outcome = ""
@@ -50,17 +46,48 @@ def build_variant(hypothesis_id: str, context: LoopContext, champion: str = "") 
     return changes
 
 
+def _written(
+    hypothesis: Hypothesis, parent: Tree, context: LoopContext
+) -> tuple[Tree, Judgement | None]:
+    """Return what the coder made of a hypothesis, and what is wrong with it."""
+    bench = LoopBench(context, hypothesis)
+    try:
+        tree = context.coder.implement(hypothesis, parent, bench)
+        failure = _try_out(tree, context, hypothesis)
+        for _ in range(context.max_repairs):
+            if failure is None or failure.cause is not Cause.ENGINE:
+                break
+            mended = context.coder.repair(hypothesis, tree, _told(failure, context), bench)
+            if mended is None:
+                break
+            context.evaluator.release(tree.id)
+            tree, failure = mended, _try_out(mended, context, hypothesis)
+    except CoderError as error:
+        return parent, Judgement(Verdict.FAILED, Cause.CODER, str(error))
+    except OutOfMoneyError as error:
+        return parent, Judgement(Verdict.INCONCLUSIVE, Cause.CODER, str(error))
+    return tree, failure
+
+
+def _told(failure: Judgement, context: LoopContext) -> str:
+    """Return the engine's error with the end of its log: a coder repairs from the real thing."""
+    if not failure.log:
+        return failure.reason
+    return f"{failure.reason}\n{context.logs.read(failure.log)[-4000:]}"
+
+
 def _try_out(tree: Tree, context: LoopContext, hypothesis: Hypothesis) -> Judgement | None:
     """Run the tree on a tiny input, unless that is pointless; return what is wrong with it."""
     if reason := refusal(context.shape, tree.settings, context.machine):
         return Judgement(Verdict.FAILED, Cause.ENGINE, reason)
     if refused(tree.engine_id, context) or recorded_result(tree.id, hypothesis.id, context):
-        return None  # inspection decides
+        return None  # `inspect` will say so
     context.variants.add(tree)
-    try:
-        context.evaluator.smoke(tree.id)
-    except EngineError as error:
-        return judgement_of(error, context)
+    with context.evaluator_lock:
+        try:
+            context.evaluator.smoke(tree.id)
+        except EngineError as error:
+            return judgement_of(error, context)
     return None
 
 

@@ -15,8 +15,9 @@ from slipstream.evaluation.errors import (
 from .claiming import ClaimedError
 from .context import LoopContext
 from .inspection import known_judgement
-from .measuring import meet, reserve_s
+from .measuring import meet, metered, reserve_s
 from .state import LoopState
+from .witness import OUT_OF_TIME
 
 
 def measure(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
@@ -40,9 +41,11 @@ def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
         # Whoever had the claim until now may have come to a verdict on the same tree.
         if known := known_judgement(experiment.variant, hypothesis, context):
             return known
-        while isinstance(need := decide(context.memory.evidence(hypothesis), rule), Need):
-            meet(context, experiment, need, keep_s)
+        with metered(context, hypothesis):
+            while isinstance(need := decide(context.memory.evidence(hypothesis), rule), Need):
+                meet(context, experiment, need, keep_s)
     except OutOfTimeError:
+        context.tape.note(f"{OUT_OF_TIME} {experiment.variant}", True)
         reason = "the run's time ended before it was decided"
         return Judgement(Verdict.INCONCLUSIVE, Cause.BUDGET, reason)
     except ClaimedError as error:

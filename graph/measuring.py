@@ -1,6 +1,10 @@
 """Measures what is missing and writes each result down at once, so that nothing is done twice."""
 
-from collections.abc import Callable
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 from slipstream.evaluation.acceptance import Need
 from slipstream.evaluation.conditions import disturbance
@@ -8,9 +12,12 @@ from slipstream.evaluation.errors import EngineError, OutOfTimeError
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.prompts import Split
 from slipstream.memory.claims import Claim, Holding, StaleClaimError
+from slipstream.memory.costs import MEASURING, Cost
 from slipstream.memory.records import Experiment
 
 from .context import LoopContext
+
+_LEAST_S = 0.1  # what took less is not worth a row
 
 
 def meet(context: LoopContext, experiment: Experiment, need: Need, keep_s: float) -> None:
@@ -49,6 +56,21 @@ def reserve_s(context: LoopContext, champion: str) -> float:
     block_s = 1 / min(baseline_tps) + 1 / min(own_tps)
     num_tokens = 2 * context.challenge.workload.num_tokens
     return num_tokens * block_s * context.challenge.acceptance.confirm_pairs
+
+
+@contextmanager
+def metered(context: LoopContext, experiment: str | None) -> Iterator[None]:
+    """Write down how long measuring takes, and how long it keeps a GPU."""
+    run, begun, at = context.run, time.monotonic(), time.time()
+    try:
+        yield
+    finally:
+        wall_s = time.monotonic() - begun
+        gpu_s = wall_s if context.machine.device == "cuda" else 0.0
+        name = f"{run}|{experiment}|{secrets.token_hex(6)}"
+        spent = Cost(name, run, experiment, MEASURING, context.machine_id, "ok", started_at=at)
+        if wall_s >= _LEAST_S:
+            context.session.costs.begin(replace(spent, wall_s=wall_s, gpu_s=gpu_s))
 
 
 def _no_limit() -> None:
@@ -153,6 +175,8 @@ def measure_scores(
 
     def measure(claim: Claim) -> None:
         done = {score.document for score in context.memory.evidence(experiment.id).scores[split]}
+        if len(done) >= context.num_documents:
+            return
         context.say("benchmarker", f"quality: {split} documents of {experiment.variant}")
         for score in context.evaluator.scores(experiment.variant, split, done):
             context.memory.add_score(experiment.id, split, score, claim)

@@ -4,32 +4,43 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from filelock import Timeout
+from pydantic import TypeAdapter
 
+from slipstream.agents.backends import make_agents
 from slipstream.agents.offline_benchmarker import OfflineBenchmarker
 from slipstream.agents.offline_coder import OfflineCoder
 from slipstream.agents.offline_planner import OfflinePlanner
 from slipstream.agents.roles import Benchmarker, Coder, Planner
+from slipstream.agents.session import Purse, Session
+from slipstream.agents.specs import AgentSpecs
 from slipstream.evaluation import sandbox
 from slipstream.evaluation.bench import Bench, open_bench
 from slipstream.evaluation.challenge import Challenge
-from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.errors import SlipstreamError, StopRequested
 from slipstream.evaluation.hardware import bandwidth_of, can_compile, detect_hardware
 from slipstream.evaluation.home import data_dir, make_dir
+from slipstream.evaluation.redaction import redact
+from slipstream.kernels.census import ModelShape
 from slipstream.kernels.levers import SEED_SETTINGS, Machine
 from slipstream.kernels.variants import VariantStore, seed_tree
 from slipstream.kernels.workshop import Workshop
+from slipstream.memory.cassette import Cassette, NoCassette, Recorder
+from slipstream.memory.costs import Costs
 from slipstream.memory.logs import LogStore
-from slipstream.memory.records import Variant
+from slipstream.memory.records import Run, Variant
 from slipstream.memory.store import Memory
 
 from .claiming import ClaimedError, ClaimKeeper, this_host
 from .context import Budget, Event, LoopContext
 from .liveness import lock_of, run_dir
+from .witness import Witness
 
 Emit = Callable[[Event], None]
+CASSETTE, PROGRAM = "cassette.jsonl", "program.md"
+SHAPE = TypeAdapter(ModelShape)
 
 
 @dataclass(frozen=True)
@@ -49,14 +60,17 @@ def open_context(
     emit: Emit = lambda _: None,
     agents: Agents | None = None,
     bench: Bench | None = None,
+    tape: Cassette | None = None,
 ) -> Iterator[LoopContext]:
     """Make a run's context ready: model, prompts, evaluator, workshop, budget, lock.
 
     What `resume` drives its graph with, and what the agents' nodes need in somebody else's graph.
 
     Args:
-        agents: backends of the roles; offline ones by default.
+        agents: backends of the roles; by default what the run was started with.
         bench: where to measure, closed by whoever opened it; this machine by default.
+        tape: where what comes from outside is kept, or comes from; by default a file of the run's
+            if its agents are more than the shipped code.
 
     Raises:
         SlipstreamError: unknown run, a run of another machine, or one that is being worked on.
@@ -68,8 +82,11 @@ def open_context(
             stack.enter_context(lock_of(run_id).acquire(timeout=0))
         except Timeout as error:
             raise SlipstreamError(f"run {run_id} is being worked on by another process") from error
+        specs = AgentSpecs(**run.agents)
+        if tape is None:
+            tape = Recorder(folder / CASSETTE) if specs.think else NoCassette()
         hardware = detect_hardware()
-        if hardware.id != run.machine:
+        if hardware.id != run.machine and not tape.replaying:
             raise SlipstreamError(
                 f"run {run_id} was started on {run.machine_label}; speeds from this machine "
                 "can't go into it: start a new run here"
@@ -80,7 +97,8 @@ def open_context(
         except ClaimedError as error:
             raise SlipstreamError(f"run {run_id} is being worked on: {error}") from error
         challenge = Challenge.model_validate(run.rules)
-        if reason := sandbox.problem():
+        no_sandbox = str(tape.observe("no sandbox", sandbox.problem))
+        if reason := no_sandbox:
             emit(Event("setup", f"no sandbox, so only the shipped engine's source runs: {reason}"))
         variants = VariantStore(make_dir(data_dir() / "variants"))
         seed = seed_tree(SEED_SETTINGS)
@@ -102,36 +120,80 @@ def open_context(
         if not run.family and bench.shape.family:
             memory.update_run(run_id, family=bench.shape.family)
         if run.bandwidth_gbps is None:
-            memory.update_run(run_id, bandwidth_gbps=bandwidth_of(challenge.device))
+            bandwidth = tape.observe("bandwidth", lambda: bandwidth_of(challenge.device))
+            memory.update_run(run_id, bandwidth_gbps=bandwidth)
         workshop = Workshop(folder / "workshop.git")
         workshop.open()
         stack.callback(workshop.close)
-        backends = agents or Agents()
+        found = tape.observe("machine", lambda: _machine(challenge, hardware.num_cores))
+        tape.observe("shape", lambda: SHAPE.dump_python(bench.shape, mode="json"))
+        tape.observe("documents", lambda: bench.num_documents)
+        budget = Budget(run.budget_minutes, run.budget_experiments, run.spent_s)
+        stopping = stack.enter_context(_stop_on_interrupt(emit))
+        session = _session(run, memory, tape, budget, emit, stopping)
+        backends = agents or Agents(*make_agents(specs, session, memory))
+        evaluator = bench.evaluator
+        if not isinstance(tape, NoCassette) and not tape.replaying:
+            evaluator = Witness(evaluator, tape)
         yield LoopContext(
             run=run_id,
             challenge=challenge,
             machine_id=run.machine,
-            machine=Machine(challenge.device, hardware.num_cores, can_compile(challenge.device)),
+            machine=Machine(**found),
             shape=bench.shape,
             bandwidth_gbps=memory.run(run_id).bandwidth_gbps or 0.0,
             memory=memory,
             variants=variants,
             workshop=workshop,
-            evaluator=bench.evaluator,
+            evaluator=evaluator,
             planner=backends.planner,
             coder=backends.coder,
             benchmarker=backends.benchmarker,
-            budget=Budget(run.budget_minutes, run.budget_experiments, run.spent_s),
+            budget=budget,
             claims=keeper,
             logs=LogStore(data_dir() / "logs"),
             seed=run.seed,
             seed_variant=seed.id,
             num_documents=bench.num_documents if challenge.quality.enabled else 0,
-            no_sandbox=sandbox.problem(),
+            session=session,
+            program=folder / PROGRAM,
+            no_sandbox=no_sandbox,
             unsafe_local=run.unsafe,
+            approve=specs.approve,
             emit=emit,
-            stopping=stack.enter_context(_stop_on_interrupt(emit)),
+            stopping=stopping,
         )
+
+
+def _session(
+    run: Run,
+    memory: Memory,
+    tape: Cassette,
+    budget: Budget,
+    emit: Emit,
+    stopping: threading.Event,
+) -> Session:
+    """Return what thinking agents use."""
+
+    def check_stop() -> None:
+        if stopping.is_set():
+            raise StopRequested
+
+    costs = Costs(memory.database)
+    return Session(
+        run=run.id,
+        seed=run.seed,
+        costs=costs,
+        purse=Purse(run.id, costs, run.budget_usd),
+        cassette=tape,
+        left_s=lambda: budget.left_s,
+        say=lambda agent, text, fleeting: emit(Event(agent, redact(text), fleeting)),
+        check_stop=check_stop,
+    )
+
+
+def _machine(challenge: Challenge, num_cores: int) -> dict[str, object]:
+    return asdict(Machine(challenge.device, num_cores, can_compile(challenge.device)))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command, Overwrite, Send
 
 from slipstream.agents.roles import Briefing, Proposal
+from slipstream.evaluation.errors import OutOfMoneyError
 from slipstream.memory.duplicates import Idea, find_refutation
 from slipstream.memory.records import Hypothesis
 
@@ -22,7 +23,10 @@ def plan(
     state: LoopState, runtime: Runtime[LoopContext]
 ) -> Command[Literal["implement", "verify"]]:
     """Ask the planner; one coder per hypothesis goes to work."""
-    changes = write_hypotheses(state.run, state.round, state.champion, runtime.context)
+    try:
+        changes = write_hypotheses(state.run, state.round, state.champion, runtime.context)
+    except OutOfMoneyError as error:
+        return Command(goto="verify", update={"hypotheses": (), "stop": str(error)})
     if not changes["hypotheses"]:
         return Command(goto="verify", update={**changes, "stop": "nothing left to try"})
     return Command(
@@ -41,13 +45,13 @@ def write_hypotheses(run: str, round_: int, champion: str, context: LoopContext)
     hypotheses = [hypothesis for hypothesis in known if hypothesis.round == round_]
     if not hypotheses:
         count = min(context.batch, context.budget.experiments - len(known))
-        proposals = _propose(context, brief(context, champion, known), count)
+        proposals = _propose(context, brief(context, champion, known, round_), count)
         hypotheses = [
             Hypothesis(
                 id=f"{run}-{len(known) + offset:03d}",
                 run=run,
                 round=round_,
-                agent=context.planner.name,
+                agent=proposal.agent or context.planner.name,
                 parent=proposal.parent or champion,
                 lever=proposal.lever,
                 settings=proposal.settings,
@@ -56,6 +60,8 @@ def write_hypotheses(run: str, round_: int, champion: str, context: LoopContext)
                 created_at=time.time(),
                 target=_target(proposal, champion, context),
                 prior_gain=proposal.prior_gain,
+                risk=proposal.risk,
+                falsifier=proposal.falsifier,
             )
             for offset, proposal in enumerate(proposals, start=1)
         ]
@@ -72,22 +78,25 @@ def write_hypotheses(run: str, round_: int, champion: str, context: LoopContext)
 def _propose(context: LoopContext, briefing: Briefing, count: int) -> list[Proposal]:
     """Ask the planner; refuse what was refuted before, and ask again a few times."""
     accepted: list[Proposal] = []
+    refused: list[str] = []
     for _ in range(_MAX_ASKED):
         proposals = context.planner.plan(briefing, count - len(accepted))
         for proposal in proposals:
             if found := find_refutation(context.memory, _idea(proposal, briefing, context)):
                 target = _target(proposal, briefing.champion, context)
-                context.say(
-                    "planner",
+                why = (
                     f"not {target}: {found.experiment} was {found.verdict} ({found.reason}), and "
-                    "its condition for another try doesn't hold",
+                    "its condition for another try doesn't hold"
                 )
+                context.say("planner", why)
+                refused.append(why)
             else:
                 accepted.append(proposal)
         if len(accepted) == count or not proposals:
             break
         asked = tuple(proposal.settings for proposal in proposals)
-        briefing = replace(briefing, planned=(*briefing.planned, *asked))
+        planned = (*briefing.planned, *asked)
+        briefing = replace(briefing, planned=planned, refused=tuple(refused))
     return accepted
 
 

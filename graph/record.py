@@ -5,10 +5,13 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
+from slipstream.agents.offline_benchmarker import OfflineBenchmarker
+from slipstream.agents.roles import EDIT, Explanation
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
+from slipstream.evaluation.errors import OutOfMoneyError
 from slipstream.evaluation.trust import exposure
 from slipstream.memory.claims import StaleClaimError
-from slipstream.memory.records import Experiment, Finding
+from slipstream.memory.records import Experiment, Finding, Hypothesis
 
 from .claiming import ClaimedError
 from .context import LoopContext
@@ -38,11 +41,13 @@ def record(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
 def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -> Judgement:
     """Record one experiment's outcome and what was learned from it; return what was written."""
     hypothesis = context.memory.hypothesis(hypothesis_id)
-    explanation = context.benchmarker.explain(hypothesis, judgement)
+    explanation = _explain(hypothesis, judgement, context)
     parent = context.memory.variant(hypothesis.parent).settings
     experiment = context.memory.experiment(hypothesis_id)
     engine = context.memory.variant(experiment.variant).engine if experiment else ""
     values = [v for name, v in sorted(hypothesis.settings.items()) if parent.get(name) != v]
+    if hypothesis.lever.split("+")[0] == EDIT:
+        values = [hypothesis.target.removeprefix(f"{EDIT} ")]
     finding = Finding(
         experiment=hypothesis_id,
         lever=hypothesis.lever,
@@ -54,6 +59,14 @@ def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -
         learned_at=time.time(),
     )
     return _write(hypothesis_id, experiment, judgement, finding, context)
+
+
+def _explain(hypothesis: Hypothesis, judgement: Judgement, context: LoopContext) -> Explanation:
+    seen = context.memory.observations(hypothesis.id)
+    try:
+        return context.benchmarker.explain(hypothesis, judgement, seen)
+    except OutOfMoneyError:  # a verdict doesn't wait for words
+        return OfflineBenchmarker().explain(hypothesis, judgement, seen)
 
 
 def _write(

@@ -31,7 +31,8 @@ def reflect(
                 "reflect",
                 f"{name}: predicted {hypothesis.predicted_gain:+.1%}, measured {measured:+.1%}",
             )
-    stop = _why_stop(state, context)
+    name = f"stop after round {state.round}"
+    stop = str(context.tape.observe(name, lambda: _why_stop(state, context)))
     changes = {"round": state.round + 1, "stop": stop}
     return Command(goto="verify" if stop else "survey", update=changes)
 

@@ -2,28 +2,40 @@
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import langsmith
 from langchain_core.runnables import RunnableConfig
+from langgraph.types import Command
 
+from slipstream.agents.specs import AgentSpecs
 from slipstream.evaluation.bench import Bench
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError, StopRequested
 from slipstream.evaluation.hardware import detect_hardware
+from slipstream.evaluation.home import make_dir
+from slipstream.memory.cassette import Cassette
 from slipstream.memory.leaderboard import Standing, leaderboard
 from slipstream.memory.records import Run, RunState
 from slipstream.memory.store import Memory
 
+from .approval import Ask, wait_for_answers
 from .build import build_graph
 from .checkpoints import open_checkpoints
 from .context import LoopContext
+from .directions import TEMPLATE
 from .liveness import run_dir
-from .opening import Agents, Emit, open_context
+from .opening import PROGRAM, Agents, Emit, open_context
 
 _INTERRUPTED = "interrupted"
+
+
+def _nobody(question: dict[str, str]) -> tuple[bool, str] | None:  # noqa: ARG001
+    """Nobody watches: wait for `slipstream approve`."""
+    time.sleep(0.5)
+    return None
 
 
 @dataclass(frozen=True)
@@ -44,8 +56,22 @@ def new_run(
     experiments: int | None = None,
     seed: int | None = None,
     unsafe_local: bool = False,
+    agents: AgentSpecs | None = None,
+    usd: float | None = None,
+    program: str = TEMPLATE,
 ) -> Run:
-    """Write a new run into memory and return it; `resume` then drives it."""
+    """Write a new run into memory and return it; `resume` then drives it.
+
+    Args:
+        agents: who thinks; by default those that need no key.
+        usd: dollars that their models may cost; None for no limit.
+        program: the first text of the run's program.md.
+
+    Raises:
+        SlipstreamError: no GPU where one is needed, no such model, no key for it.
+    """
+    specs = agents or AgentSpecs()
+    specs.check()
     hardware = detect_hardware()
     if challenge.device == "cuda" and not hardware.gpus:
         raise SlipstreamError(
@@ -67,8 +93,12 @@ def new_run(
         delta=None,
         bandwidth_gbps=None,
         started_at=time.time(),
+        agents=asdict(specs) if specs != AgentSpecs() else {},
+        budget_usd=usd,
     )
     memory.add_run(run)
+    if specs.think:
+        (make_dir(run_dir(run.id)) / PROGRAM).write_text(program)
     return run
 
 
@@ -79,19 +109,26 @@ def resume(
     emit: Emit = lambda _: None,
     agents: Agents | None = None,
     bench: Bench | None = None,
+    tape: Cassette | None = None,
+    ask: Ask | None = None,
 ) -> Outcome:
     """Drive a run from where it stands to its end, or until Ctrl-C.
 
     Arguments and errors are those of `open_context`.
+
+    Args:
+        ask: asks a person who watches, for at most a second: whether a change is approved, and
+            what they say to it; None while there is no answer. `slipstream approve` answers too.
     """
     run = memory.run(run_id)
     if run.state is RunState.FINISHED:
         return _outcome(run, memory, "it was finished before")
     stop = _INTERRUPTED
-    with open_context(run_id, memory, emit=emit, agents=agents, bench=bench) as context:
+    opened = open_context(run_id, memory, emit=emit, agents=agents, bench=bench, tape=tape)
+    with opened as context:
         memory.update_run(run_id, state=RunState.RUNNING)
         try:
-            stop = _drive(context, run_dir(run_id) / "checkpoints.db")
+            stop = _drive(context, run_dir(run_id) / "checkpoints.db", ask or _nobody)
         except (StopRequested, KeyboardInterrupt):
             stop = _INTERRUPTED
         finally:
@@ -102,7 +139,7 @@ def resume(
     return _outcome(memory.run(run_id), memory, stop)
 
 
-def _drive(context: LoopContext, checkpoints: Path) -> str:
+def _drive(context: LoopContext, checkpoints: Path, ask: Ask) -> str:
     """Run the graph from its latest checkpoint to its end; return why it ended."""
     saver = open_checkpoints(checkpoints)
     try:
@@ -117,8 +154,13 @@ def _drive(context: LoopContext, checkpoints: Path) -> str:
         if not snapshot.values.get("done"):
             # Nothing of a run leaves the machine, whatever tracing variables are set.
             with langsmith.tracing_context(enabled=False):
-                for _ in app.stream(start, config, context=context, durability="sync"):
-                    context.check_stop()
+                while True:
+                    for _ in app.stream(start, config, context=context, durability="sync"):
+                        context.check_stop()
+                    questions = app.get_state(config).interrupts
+                    if not questions:
+                        break
+                    start = Command(resume=wait_for_answers(questions[0].value, context, ask))
         final = app.get_state(config).values
         if not final.get("done"):
             raise RuntimeError(f"run {context.run} ended without its last node")

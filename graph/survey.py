@@ -16,8 +16,9 @@ from slipstream.memory.records import Experiment
 
 from .calibrating import calibrate
 from .context import LoopContext
-from .lineage import commit_lineage
-from .measuring import measure_pairs, measure_scores
+from .inspection import refused
+from .lineage import commit_lineage, tree_of
+from .measuring import measure_pairs, measure_scores, metered
 from .state import LoopState
 
 
@@ -67,23 +68,34 @@ def starting_champion(context: LoopContext) -> str:
     """
     champion = context.seed_variant
     found = recorded_champion(context.memory, context.challenge.name, context.machine_id)
-    if found is not None and found.variant != champion:
-        same_engine = context.memory.variant(champion).engine
-        if context.memory.variant(found.variant).engine == same_engine:
-            champion = found.variant
-            context.say("survey", f"memory has a champion: {champion} ({found.speedup:.2f}×)")
+    if found is not None and found.variant != champion and _can_start(found.variant, context):
+        champion = found.variant
+        context.say("survey", f"memory has a champion: {champion} ({found.speedup:.2f}×)")
     commit_lineage(context, champion)
     try:
         calibrate(context, champion)
-        _measure_start(context, _begin(context, "000", context.seed_variant))
-        if champion != context.seed_variant:
-            _measure_start(context, _begin(context, "000-inherited", champion))
+        with metered(context, None):
+            _measure_start(context, _begin(context, "000", context.seed_variant))
+            if champion != context.seed_variant:
+                _measure_start(context, _begin(context, "000-inherited", champion))
     except EngineError as error:
         raise SlipstreamError(
             f"the starting engine doesn't run here: {error}; `slipstream doctor` may say why"
         ) from error
     context.workshop.promote(champion)
     return champion
+
+
+def _can_start(variant: str, context: LoopContext) -> bool:
+    """Whether an earlier champion's tree is here, and may run here."""
+    if refused(context.memory.variant(variant).engine, context):
+        return False
+    try:
+        tree_of(context.memory, context.variants, variant)
+    except SlipstreamError as error:
+        context.say("survey", f"the champion of earlier runs is out of reach: {error}")
+        return False
+    return True
 
 
 def reverify(context: LoopContext, champion: str) -> None:

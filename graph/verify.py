@@ -12,7 +12,7 @@ from slipstream.evaluation.pairs import Stage
 from slipstream.memory.records import Experiment, RunState
 
 from .context import LoopContext
-from .measuring import measure_pairs
+from .measuring import measure_pairs, metered
 from .state import LoopState
 from .survey import record_against_baseline
 
@@ -31,7 +31,8 @@ def verify(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
         )
         context.memory.add_experiment(experiment)
         num_pairs = context.rule().num_pairs(Stage.CONFIRM)
-        measure_pairs(context, experiment, experiment.rival, Stage.BASELINE, num_pairs)
+        with metered(context, None):
+            measure_pairs(context, experiment, experiment.rival, Stage.BASELINE, num_pairs)
         record_against_baseline(context, experiment)
     context.memory.update_run(state.run, state=RunState.FINISHED, spent_s=context.budget.spent_s)
     return {"done": True}

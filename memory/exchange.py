@@ -38,6 +38,14 @@ _LATER: dict[tuple[str, str], Any] = {
     ("runs", "budget_usd"): None,
 }
 _BATCH = 500
+# When a row was written.
+_WRITTEN = {
+    **{"runs": "started_at", "variants": "created_at", "hypotheses": "created_at"},
+    **{"experiments": "started_at", "measurements": "measured_at", "audits": "audited_at"},
+    **{"scores": "measured_at", "verdicts": "decided_at", "findings": "learned_at"},
+    **{"posts": "posted_at", "mentions": "posted_at", "costs": "started_at"},
+    **{"directions": "said_at", "approvals": "said_at", "observations": "seen_at"},
+}
 _ORDER = {"posts": "posted_at", "mentions": "posted_at"}
 
 
@@ -68,6 +76,21 @@ def export_memory(memory: Memory, variants: VariantStore, logs: LogStore, file: 
         file.write(json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n")
         count += "table" in line
     return count
+
+
+def lines_before(
+    memory: Memory, variants: VariantStore, logs: LogStore, moment: float
+) -> Iterator[dict[str, Any]]:
+    """Yield what an export would have consisted of at a moment."""
+    known: set[str] = set()
+    for line in lines(memory, variants, logs):
+        if "table" in line:
+            if line["row"][_WRITTEN[line["table"]]] >= moment:
+                continue
+            if line["table"] == "variants":
+                known.add(line["row"]["id"])
+        if "tree" not in line or line["tree"] in known:
+            yield line
 
 
 def lines(memory: Memory, variants: VariantStore, logs: LogStore) -> Iterator[dict[str, Any]]:

@@ -126,10 +126,19 @@ def corrections(database: Database, agent: str, family: str, machine: str) -> di
     return {row["lever"]: _correction(row) for row in rows}
 
 
-def calibration(database: Database, limit: int = 200) -> list[Correction]:
-    """Return how predictions came true, per agent and lever over all families and machines."""
+def calibration(
+    database: Database,
+    limit: int = 200,
+    *,
+    family: str | None = None,
+    machine: str | None = None,
+) -> list[Correction]:
+    """Return how predictions came true, per agent and lever: on one family and machine, or all."""
     columns = _CALIBRATION.c
     query = select(_CALIBRATION).order_by(columns.agent, columns.lever)
+    for name, value in (("family", family), ("machine", machine)):
+        if value is not None:
+            query = query.where(columns[name] == value)
     merged: dict[tuple[str, str], dict[str, Any]] = {}
     for row in database.read(lambda c: c.execute(query).mappings().all()):
         into = merged.setdefault(

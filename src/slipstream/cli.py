@@ -17,7 +17,8 @@ from rich.table import Table
 
 from slipstream.evaluation.errors import SlipstreamError
 
-from . import keeping, knowledge, measuring, talk
+from . import directing, keeping, knowledge, measuring, talk
+from .directing import ask_terminal, read_file
 from .display import (
     out,
     print_event,
@@ -42,6 +43,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(measuring.app)
 app.add_typer(knowledge.app)
 app.add_typer(talk.app)
+app.add_typer(directing.app)
 app.add_typer(keeping.app, name="memory")
 
 
@@ -60,16 +62,48 @@ def run(
     seed: Annotated[
         int | None, typer.Option(help="Seed of all that the run draws: plan, prompts, orders.")
     ] = None,
+    planner: Annotated[
+        str,
+        typer.Option(help="offline, or anthropic:NAME, openai:NAME, openai:NAME@URL; or several."),
+    ] = "offline",
+    coder: Annotated[
+        str, typer.Option(help="The same, or an outside one: 'cmd:claude -p'.")
+    ] = "offline",
+    benchmarker: Annotated[str, typer.Option(help="Like --planner.")] = "offline",
+    coder_env: Annotated[
+        list[str] | None, typer.Option(help="A variable that an outside coder may see.")
+    ] = None,
+    coder_minutes: Annotated[
+        float, typer.Option(min=0.1, help="An outside coder's time for one hypothesis.")
+    ] = 10.0,
+    usd: Annotated[
+        float | None, typer.Option(min=0.0, help="Dollars that models may cost; a hard limit.")
+    ] = None,
+    program: Annotated[
+        Path | None, typer.Option(help="Directions for the planner: a first program.md.")
+    ] = None,
+    approve: Annotated[
+        bool, typer.Option("--approve", help="Ask before a change is measured.")
+    ] = False,
+    replay: Annotated[
+        str | None, typer.Option(help="Run a recorded run again, offline, and compare.")
+    ] = None,
     memory: MemoryUrl = None,
     unsafe_local: UnsafeLocal = False,
     as_json: AsJson = False,
 ) -> None:
     """Start a run and drive it to its end."""
+    from slipstream.agents.specs import AgentSpecs
     from slipstream.evaluation.challenge import load_challenge
+    from slipstream.graph.directions import TEMPLATE
     from slipstream.graph.session import new_run
     from slipstream.memory.store import open_memory
 
+    if replay is not None:
+        _replay(replay, memory, as_json=as_json)
+        return
     rules = load_challenge(challenge)
+    agents = AgentSpecs(planner, coder, benchmarker, tuple(coder_env or ()), coder_minutes, approve)
     with open_memory(memory) as store:
         started = new_run(
             rules,
@@ -78,9 +112,13 @@ def run(
             experiments=experiments,
             seed=seed,
             unsafe_local=unsafe_local,
+            agents=agents,
+            usd=usd,
+            program=read_file(program, TEMPLATE),
         )
         if not as_json:
             out.print(f"run [bold]{started.id}[/]: {escape(rules.title)}, tier {rules.tier}")
+            _say_agents(started)
         _drive(started.id, store, as_json=as_json)
 
 
@@ -299,7 +337,12 @@ def _drive(run_id: str, store: "Memory", *, as_json: bool) -> None:
     """Drive a run with live output, then show what came out of it."""
     from slipstream.graph.session import resume as resume_run
 
-    outcome = resume_run(run_id, store, emit=print_event_json if as_json else print_event)
+    outcome = resume_run(
+        run_id,
+        store,
+        emit=print_event_json if as_json else print_event,
+        ask=ask_terminal if sys.stdin.isatty() and not as_json else None,
+    )
     path = _write_report(store, outcome.run)
     summary = _summary(store, outcome, path)
     if as_json:
@@ -310,6 +353,30 @@ def _drive(run_id: str, store: "Memory", *, as_json: bool) -> None:
         print_summary(summary)
     if outcome.stop == "interrupted":
         sys.exit(130)
+
+
+def _say_agents(started: "Run") -> None:
+    from slipstream.graph.liveness import run_dir
+    from slipstream.graph.opening import PROGRAM
+
+    path = run_dir(started.id) / PROGRAM
+    if path.exists():
+        out.print(f"directions: {path} (edit it any time), or `slipstream steer {started.id} TEXT`")
+
+
+def _replay(run_id: str, memory: str | None, *, as_json: bool) -> None:
+    from slipstream.graph.replaying import replay
+    from slipstream.memory.store import open_memory
+
+    with open_memory(memory) as store:
+        found = replay(run_id, store, emit=(lambda _: None) if as_json else print_event)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        answers = f"{found.calls} of {found.calls_on_tape} recorded answers used"
+        same = f"differs: {found.difference}" if found.difference else "came out the same"
+        out.print(f"replay of {found.run}: {found.experiments} experiments, {answers}; {same}")
+    sys.exit(3 if found.difference else 0)
 
 
 def _summary(store: "Memory", outcome: "Outcome", path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from loops import Fixed, Loop
 from slipstream.agents.offline_benchmarker import OfflineBenchmarker
 from slipstream.agents.offline_coder import OfflineCoder
 from slipstream.agents.offline_planner import OfflinePlanner
+from slipstream.agents.roles import Workbench
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.errors import ExposedError, SlipstreamError
 from slipstream.evaluation.pairs import Stage
@@ -166,8 +167,8 @@ def test_third_disturbed_attempt_counts_and_is_told(loop: Loop) -> None:
 class Meddler(OfflineCoder):
     """A coder that also edits source."""
 
-    def implement(self, hypothesis: Hypothesis, parent: Tree) -> Tree:
-        tree = super().implement(hypothesis, parent)
+    def implement(self, hypothesis: Hypothesis, parent: Tree, bench: Workbench) -> Tree:
+        tree = super().implement(hypothesis, parent, bench)
         edited = tree.files["engine/engine.py"] + b"\n# edited\n"
         return Tree({**tree.files, "engine/engine.py": edited})
 
@@ -251,10 +252,12 @@ class Repairing(OfflineCoder):
     def __init__(self) -> None:
         self.errors: list[str] = []
 
-    def implement(self, hypothesis: Hypothesis, parent: Tree) -> Tree:
+    def implement(self, hypothesis: Hypothesis, parent: Tree, bench: Workbench) -> Tree:
         return parent.with_settings({**hypothesis.settings, "fuse": "qkv"})
 
-    def repair(self, hypothesis: Hypothesis, tree: Tree, error: str) -> Tree | None:
+    def repair(
+        self, hypothesis: Hypothesis, tree: Tree, error: str, bench: Workbench
+    ) -> Tree | None:
         self.errors.append(error)
         return tree.with_settings(hypothesis.settings)
 

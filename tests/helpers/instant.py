@@ -12,6 +12,7 @@ from slipstream.evaluation.conditions import Conditions
 from slipstream.evaluation.errors import EngineFailedError, InvalidOutputError
 from slipstream.evaluation.gates import DocumentScore
 from slipstream.evaluation.pairs import MAX_ATTEMPTS, Pair, Stage
+from slipstream.evaluation.profiling import Component, Profile
 from slipstream.evaluation.prompts import Split
 from slipstream.kernels.census import ModelShape, bytes_per_token
 from slipstream.kernels.variants import Tree
@@ -71,6 +72,13 @@ class InstantEvaluator:
             if (pair.index, 0) not in done:
                 self.audited[variant, pair.stage, pair.index] += 1
                 yield Audit(pair.stage, pair.index, 0, 8, 8, None, 0.0, 0.0, 0, 0.0)
+
+    def profile(self, variant: str, bandwidth_gbps: float) -> Profile:
+        self._check(variant, "profile")
+        token_s = 1 / self._tps(variant)
+        read = sum(bytes_per_token(SMOLLM2, self.read(variant).settings).values())
+        step = Component("step", read, token_s, 1.0, read / (bandwidth_gbps * 1e9) / token_s)
+        return Profile((step,), token_s, 0.01, read, bandwidth_gbps)
 
     def release(self, variant: str) -> None:
         """Nothing is held."""

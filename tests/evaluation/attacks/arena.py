@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from slipstream.agents.roles import Workbench
 from slipstream.evaluation.acceptance import Judgement
 from slipstream.evaluation.challenge import parse_challenge
 from slipstream.graph.context import LoopContext
@@ -152,10 +153,12 @@ class Smuggler:
     name = "smuggler"
     tree: Tree
 
-    def implement(self, hypothesis: Hypothesis, parent: Tree) -> Tree:
+    def implement(self, hypothesis: Hypothesis, parent: Tree, bench: Workbench) -> Tree:
         return self.tree
 
-    def repair(self, hypothesis: Hypothesis, tree: Tree, error: str) -> Tree | None:
+    def repair(
+        self, hypothesis: Hypothesis, tree: Tree, error: str, bench: Workbench
+    ) -> Tree | None:
         return None
 
 

@@ -1,0 +1,126 @@
+"""Makes the three roles' backends of what they were asked for."""
+
+from collections.abc import Callable, Sequence
+
+from slipstream.kernels.variants import Tree
+from slipstream.memory import tracks
+from slipstream.memory.records import Hypothesis
+from slipstream.memory.store import Memory
+
+from .bandit import Track, choose
+from .chat import Chat
+from .model_benchmarker import ModelBenchmarker
+from .model_coder import ModelCoder
+from .model_planner import ModelPlanner
+from .offline_benchmarker import OfflineBenchmarker
+from .offline_coder import OfflineCoder
+from .offline_planner import OfflinePlanner
+from .outside_coder import OutsideCoder
+from .roles import Benchmarker, Briefing, Coder, Planner, Proposal, Workbench
+from .session import Session
+from .specs import COMMAND, AgentSpecs, parse_models
+
+_MAX_TOKENS = {"planner": 8000, "coder": 12_000, "benchmarker": 2000}
+TracksOf = Callable[[str, Sequence[str]], list[Track]]
+
+
+def make_agents(
+    specs: AgentSpecs, session: Session, memory: Memory
+) -> tuple[Planner, Coder, Benchmarker]:
+    """Return planner, coder and benchmarker.
+
+    Raises:
+        SlipstreamError: no such model or command, no key, or no price where dollars are limited.
+    """
+
+    def chats(role: str) -> list[Chat]:
+        models = parse_models(getattr(specs, role))
+        return [Chat(model, role, session, max_tokens=_MAX_TOKENS[role]) for model in models]
+
+    def tracks_of(role: str, names: Sequence[str]) -> list[Track]:
+        return [
+            Track(name, tracks.gains(memory, role, name), tracks.usd(memory, role, name))
+            for name in names
+        ]
+
+    planners = [ModelPlanner(chat) for chat in chats("planner")]
+    planner: Planner = OfflinePlanner()
+    if planners:
+        planner = planners[0] if len(planners) == 1 else PlannerPool(planners, session, tracks_of)
+    benchmarkers = [ModelBenchmarker(chat) for chat in chats("benchmarker")]
+    return (
+        planner,
+        _coder(specs, session, chats, tracks_of),
+        # Explaining changes no gain, so no gain says which of them does it best: the first does.
+        benchmarkers[0] if benchmarkers else OfflineBenchmarker(),
+    )
+
+
+def _coder(
+    specs: AgentSpecs,
+    session: Session,
+    chats: Callable[[str], list[Chat]],
+    tracks_of: TracksOf,
+) -> Coder:
+    if specs.coder.startswith(COMMAND):
+        return OutsideCoder(
+            specs.coder.removeprefix(COMMAND),
+            session,
+            environment=specs.coder_environment,
+            limit_s=60 * specs.coder_minutes,
+        )
+    coders = [ModelCoder(chat) for chat in chats("coder")]
+    if not coders:
+        return OfflineCoder()
+    return coders[0] if len(coders) == 1 else CoderPool(coders, session, tracks_of)
+
+
+class PlannerPool:
+    """Several planners; each plan comes from the one that pays best. Satisfies `Planner`."""
+
+    name = "planners"
+
+    def __init__(self, planners: Sequence[Planner], session: Session, tracks_of: TracksOf) -> None:
+        self._planners = {planner.name: planner for planner in planners}
+        self._session, self._tracks_of = session, tracks_of
+
+    def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
+        """Return the chosen planner's proposals."""
+        chosen = choose(
+            self._tracks_of("planner", list(self._planners)),
+            seed=f"{self._session.seed} planner {briefing.round} {len(briefing.planned)}",
+            experiments=briefing.left.experiments,
+            budget_usd=self._session.purse.limit,
+        )
+        self._session.say("planner", f"{chosen} plans", False)
+        return self._planners[chosen].plan(briefing, count)
+
+
+class CoderPool:
+    """Several coders; each hypothesis goes to the one that pays best. Satisfies `Coder`."""
+
+    name = "coders"
+
+    def __init__(self, coders: Sequence[Coder], session: Session, tracks_of: TracksOf) -> None:
+        self._coders = {coder.name: coder for coder in coders}
+        self._session, self._tracks_of = session, tracks_of
+        self._at_work: dict[str, Coder] = {}
+
+    def implement(self, hypothesis: Hypothesis, parent: Tree, bench: Workbench) -> Tree:
+        """Let the chosen coder write the variant."""
+        chosen = choose(
+            self._tracks_of("coder", list(self._coders)),
+            seed=f"{self._session.seed} coder {hypothesis.id}",
+            experiments=10,
+            budget_usd=self._session.purse.limit,
+        )
+        self._session.say("coder", f"{hypothesis.id}: {chosen} writes", False)
+        self._at_work[hypothesis.id] = self._coders[chosen]
+        return self._coders[chosen].implement(hypothesis, parent, bench)
+
+    def repair(
+        self, hypothesis: Hypothesis, tree: Tree, error: str, bench: Workbench
+    ) -> Tree | None:
+        """Let whoever wrote it repair it."""
+        coder = self._at_work.get(hypothesis.id) or next(iter(self._coders.values()))
+        return coder.repair(hypothesis, tree, error, bench)

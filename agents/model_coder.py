@@ -1,0 +1,289 @@
+"""The coder on a language model: a loop of tools on a desk with one variant's files.
+
+The conversation ends with a tree, or with a reason why there is none: the model gave up, went round
+in circles, ran out of steps, time or words. Each tool answers in text, errors included; a tool that
+isn't offered does nothing.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from pydantic import Field
+
+from slipstream.kernels.levers import CATALOGUE
+from slipstream.kernels.variants import Tree
+from slipstream.memory.records import Hypothesis
+
+from .chat import Answer, Chat, ToolCall, TooLongError
+from .desk import MAX_SHOWN, Desk, DeskError
+from .prompting import brief_coder, prompt_of
+from .quoting import quote
+from .roles import CoderError, Workbench
+from .tools import Arguments, parsed, schema_of
+
+MAX_STEPS = 60
+_MAX_MISTAKES = 4
+_SAME_TOLD, _SAME_ENOUGH = 2, 4
+
+
+class ListFiles(Arguments):
+    """List the engine's files."""
+
+
+class ReadFile(Arguments):
+    """Read lines of a file."""
+
+    path: str
+    first: int = Field(1, ge=1)
+    count: int = Field(250, ge=1, le=600)
+
+
+class Search(Arguments):
+    """Find the lines that hold a text, in one file or in all."""
+
+    text: str = Field(min_length=1, max_length=300)
+    path: str = ""
+
+
+class Edit(Arguments):
+    """Replace a text that stands exactly once in a file."""
+
+    path: str
+    old: str = Field(min_length=1)
+    new: str
+
+
+class Create(Arguments):
+    """Make a new file of the engine."""
+
+    path: str
+    content: str
+
+
+class Delete(Arguments):
+    """Remove a file."""
+
+    path: str
+
+
+class SetLevers(Arguments):
+    """Set levers of the variant."""
+
+    levers: dict[str, str] = Field(min_length=1)
+
+
+class Run(Arguments):
+    """Start the engine in its sandbox and let it decode a tiny input."""
+
+
+class Check(Arguments):
+    """Compare the engine's answers with the reference's on a few documents."""
+
+
+class Finish(Arguments):
+    """The variant is done."""
+
+    summary: str = Field(max_length=1000)
+
+
+class GiveUp(Arguments):
+    """The hypothesis can't be turned into a variant."""
+
+    reason: str = Field(min_length=5, max_length=500)
+
+
+_TOOLS: dict[str, type[Arguments]] = {
+    "list_files": ListFiles,
+    "read_file": ReadFile,
+    "search": Search,
+    "edit": Edit,
+    "create": Create,
+    "delete": Delete,
+    "set_levers": SetLevers,
+    "run": Run,
+    "check": Check,
+    "finish": Finish,
+    "give_up": GiveUp,
+}
+
+
+class ModelCoder:
+    """Satisfies `Coder`."""
+
+    def __init__(self, chat: Chat) -> None:
+        self.name = str(chat.spec)
+        self._chat = chat
+        self._talks: dict[str, _Talk] = {}
+
+    def implement(self, hypothesis: Hypothesis, parent: Tree, bench: Workbench) -> Tree:
+        """Return the tree that tests the hypothesis.
+
+        Raises:
+            CoderError: none came of it.
+            OutOfMoneyError: the budget doesn't cover the next call.
+        """
+        talk = _Talk(self._chat, hypothesis, bench, Desk(parent.with_settings(hypothesis.settings)))
+        talk.parent = parent
+        self._talks = {hypothesis.id: talk, **_last(self._talks)}
+        return talk.hold(brief_coder(hypothesis, bench))
+
+    def repair(
+        self, hypothesis: Hypothesis, tree: Tree, error: str, bench: Workbench
+    ) -> Tree | None:
+        """Go on with the conversation: the engine as it was handed in failed."""
+        talk = self._talks.get(hypothesis.id)
+        if talk is None:  # of an earlier session
+            talk = _Talk(self._chat, hypothesis, bench, Desk(tree))
+            talk.parent = tree
+            self._talks[hypothesis.id] = talk
+            told = f"{brief_coder(hypothesis, bench)}\n\nThe variant is written already, and fails:"
+        else:
+            told = "You handed the variant in, and it fails:"
+        talk.repairs += 1
+        try:
+            return talk.hold(f"{told}\n{quote(error, 'the engine', 4000)}\nRepair it.")
+        except CoderError as reason:
+            self._chat.session.say("coder", f"{hypothesis.id}: no repair: {reason}", False)
+            return None
+
+
+@dataclass
+class _Talk:
+    """One conversation about one variant."""
+
+    chat: Chat
+    hypothesis: Hypothesis
+    bench: Workbench
+    desk: Desk
+    parent: Tree | None = None
+    repairs: int = 0
+    messages: list[BaseMessage] = field(default_factory=lambda: [SystemMessage(prompt_of("coder"))])
+    asked: int = 0
+    _seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def hold(self, told: str) -> Tree:
+        """Return the tree that the model hands in.
+
+        Raises:
+            CoderError: it hands in none.
+        """
+        self.messages.append(HumanMessage(told))
+        tools = [schema_of(name, arguments) for name, arguments in _TOOLS.items()]
+        mistakes = 0
+        for _ in range(MAX_STEPS):
+            if self.bench.left_s <= 0:
+                raise CoderError("its time was over before the variant was done")
+            answer = self._ask(tools)
+            if problem := _problem(answer):
+                mistakes += 1
+                if mistakes == _MAX_MISTAKES:
+                    raise CoderError(f"{self.chat.spec}: {problem}, {mistakes} times")
+                self.messages.append(HumanMessage(f"{problem}. Answer by calling a tool."))
+                continue
+            self.messages.append(answer.message)
+            done = False
+            for call in answer.calls:
+                said, done_now = self._do(call)
+                done = done or done_now
+                self.messages.append(ToolMessage(self._remark(call, said), tool_call_id=call.id))
+            if done:
+                return self.desk.tree
+        raise CoderError(f"not done after {MAX_STEPS} steps")
+
+    def _ask(self, tools: list[dict[str, object]]) -> Answer:
+        self.asked += 1
+        name = self.hypothesis.id
+        try:
+            return self.chat.ask(
+                self.messages, tools, occasion=f"{name} #{self.asked}", experiment=name
+            )
+        except TooLongError as error:
+            raise CoderError(f"the conversation became too long: {error}") from error
+
+    def _do(self, call: ToolCall) -> tuple[str, bool]:
+        """Do what a tool does; return what it says, and whether the variant is done.
+
+        Raises:
+            CoderError: the model gives up.
+        """
+        kind = _TOOLS.get(call.name)
+        if kind is None:
+            return f"there is no tool {call.name!r}; there are {', '.join(_TOOLS)}", False
+        asked = parsed(kind, call.arguments)
+        if isinstance(asked, str):
+            return f"not done: {asked}", False
+        try:
+            match asked:
+                case GiveUp():
+                    raise CoderError(f"gave up: {asked.reason}")
+                case Finish():
+                    return self._finish()
+                case Run():
+                    return _quoted(self.bench.run(self.desk.tree), "it ran"), False
+                case Check():
+                    return self.bench.check(self.desk.tree), False
+                case _:
+                    return self._on_desk(asked), False
+        except DeskError as error:
+            return f"not done: {error}", False
+
+    def _on_desk(self, asked: Arguments) -> str:
+        desk = self.desk
+        match asked:
+            case ListFiles():
+                return desk.list_files()
+            case ReadFile():
+                text = desk.read(asked.path, asked.first, asked.count)
+                return quote(text, asked.path, MAX_SHOWN + 500)
+            case Search():
+                return quote(desk.search(asked.text, asked.path), "the source", MAX_SHOWN)
+            case Edit():
+                return desk.edit(asked.path, asked.old, asked.new)
+            case Create():
+                return desk.create(asked.path, asked.content)
+            case Delete():
+                return desk.delete(asked.path)
+            case SetLevers():
+                unknown = [name for name in asked.levers if name not in CATALOGUE]
+                if unknown:
+                    raise DeskError(f"no lever {unknown[0]!r}; there are {', '.join(CATALOGUE)}")
+                return desk.set_levers(asked.levers)
+        raise DeskError(f"no such tool: {type(asked).__name__}")
+
+    def _finish(self) -> tuple[str, bool]:
+        if self.parent is not None and self.desk.tree.id == self.parent.id and not self.repairs:
+            return "not done: nothing is changed yet; edit the source, or give up", False
+        return "handed in", True
+
+    def _remark(self, call: ToolCall, said: str) -> str:
+        """Say so when the same call had the same result before; it is the way into a doom loop.
+
+        Raises:
+            CoderError: it didn't listen.
+        """
+        key = (f"{call.name} {sorted(call.arguments.items())}", said)
+        self._seen[key] += 1
+        count = self._seen[key]
+        if count >= _SAME_ENOUGH:
+            raise CoderError(f"went round in circles: {call.name} gave the same {count} times")
+        if count >= _SAME_TOLD:
+            return f"{said}\n[This call gave this very answer before. Do something else.]"
+        return said
+
+
+def _quoted(error: str, good: str) -> str:
+    return quote(error, "the engine", 6000) if error else good
+
+
+def _problem(answer: Answer) -> str:
+    if answer.refused:
+        return "you refused"
+    if answer.malformed:
+        return f"the answer could not be used: {answer.malformed}"
+    return "" if answer.calls else "no tool was called"
+
+
+def _last(talks: dict[str, _Talk]) -> dict[str, _Talk]:
+    """Keep a few conversations only: each holds a whole tree and all that was said."""
+    return dict(list(talks.items())[:7])

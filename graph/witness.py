@@ -1,0 +1,170 @@
+"""The evaluator's door to the tape: what engines did that memory doesn't hold.
+
+Measurements are in memory, by the experiment that they belong to. What is not there is how an
+engine failed, and what its profile says: `Witness` notes that while a run goes on, and `StandIn`
+gives it again when the run is replayed and nothing is measured at all.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from pydantic import TypeAdapter
+
+from slipstream.evaluation.audits import Audit
+from slipstream.evaluation.errors import (
+    EngineError,
+    EngineFailedError,
+    ExposedError,
+    InvalidOutputError,
+    OutOfTimeError,
+    SlipstreamError,
+)
+from slipstream.evaluation.evaluator import Evaluator
+from slipstream.evaluation.gates import DocumentScore
+from slipstream.evaluation.pairs import Pair, Stage
+from slipstream.evaluation.profiling import Profile
+from slipstream.evaluation.prompts import Split
+from slipstream.memory.cassette import Cassette
+
+_T = TypeVar("_T")
+_PROFILE = TypeAdapter(Profile)
+_ERRORS: dict[str, type[EngineError]] = {
+    kind.__name__: kind for kind in (EngineFailedError, ExposedError, InvalidOutputError)
+}
+OUT_OF_TIME = "out of time"
+
+
+class Witness:
+    """An evaluator whose engines' failures and profiles are noted. Satisfies `Evaluator`."""
+
+    def __init__(self, inner: Evaluator, tape: Cassette) -> None:
+        self._inner, self._tape = inner, tape
+
+    def prepare(self) -> None:
+        """Make ready what no experiment should pay for."""
+        self._inner.prepare()
+
+    def smoke(self, variant: str) -> None:
+        """Run `variant` on a tiny input; raises `EngineError` if it doesn't work."""
+        self._noting(variant, "smoke", lambda: self._inner.smoke(variant))
+        self._tape.note(f"smoke {variant}", None)
+
+    def pairs(
+        self, variant: str, rival: str, stage: Stage, attempts: Mapping[int, int]
+    ) -> Iterator[Pair]:
+        """Measure pairs of a stage, one at a time."""
+        yield from self._each(variant, self._inner.pairs(variant, rival, stage, attempts))
+
+    def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
+        """Score the documents of a split that are not `done`, one at a time."""
+        yield from self._each(variant, self._inner.scores(variant, split, done))
+
+    def audits(
+        self, variant: str, pairs: Sequence[Pair], count: int, done: Collection[tuple[int, int]]
+    ) -> Iterator[Audit]:
+        """Audit `count` timed blocks of a stage's pairs."""
+        yield from self._each(variant, self._inner.audits(variant, pairs, count, done))
+
+    def profile(self, variant: str, bandwidth_gbps: float) -> Profile:
+        """Take a decoded token of `variant` apart."""
+        found = self._noting(
+            variant, "profile", lambda: self._inner.profile(variant, bandwidth_gbps)
+        )
+        self._tape.note(f"profile {variant}", _PROFILE.dump_python(found, mode="json"))
+        return found
+
+    def release(self, variant: str) -> None:
+        """Free what `variant` holds."""
+        self._inner.release(variant)
+
+    def close(self) -> None:
+        """Free everything."""
+        self._inner.close()
+
+    def _each(self, variant: str, found: Iterator[_T]) -> Iterator[_T]:
+        try:
+            yield from found
+        except EngineError as error:
+            self._note(variant, "measure", error)
+            raise
+
+    def _noting(self, variant: str, what: str, work: Callable[[], _T]) -> _T:
+        try:
+            return work()
+        except EngineError as error:
+            self._note(variant, what, error)
+            raise
+
+    def _note(self, variant: str, what: str, error: EngineError) -> None:
+        told = {"kind": type(error).__name__, "reason": str(error), "log": error.log}
+        self._tape.note(f"{what} {variant}", told)
+
+
+class StandIn:
+    """Knows what a `Witness` saw, and measures nothing. Satisfies `Evaluator`."""
+
+    def __init__(self, tape: Cassette) -> None:
+        self._tape = tape
+
+    def prepare(self) -> None:
+        """Nothing to make."""
+
+    def smoke(self, variant: str) -> None:
+        """Fail as the engine did then, if it did."""
+        self._raise(f"smoke {variant}")
+
+    def pairs(
+        self,
+        variant: str,
+        rival: str,  # noqa: ARG002
+        stage: Stage,  # noqa: ARG002
+        attempts: Mapping[int, int],  # noqa: ARG002
+    ) -> Iterator[Pair]:
+        """Fail as the engine did then: what was measured is in memory, and isn't asked for."""
+        yield from self._end(variant)
+
+    def scores(
+        self,
+        variant: str,
+        split: Split,  # noqa: ARG002
+        done: Collection[str],  # noqa: ARG002
+    ) -> Iterator[DocumentScore]:
+        """Fail as the engine did then."""
+        yield from self._end(variant)
+
+    def audits(
+        self,
+        variant: str,
+        pairs: Sequence[Pair],  # noqa: ARG002
+        count: int,  # noqa: ARG002
+        done: Collection[tuple[int, int]],  # noqa: ARG002
+    ) -> Iterator[Audit]:
+        """Fail as the engine did then."""
+        yield from self._end(variant)
+
+    def profile(self, variant: str, bandwidth_gbps: float) -> Profile:  # noqa: ARG002
+        """Return the profile that was taken then."""
+        found = self._tape.noted(f"profile {variant}")
+        if found is None or "kind" in found:
+            self._raise(f"profile {variant}")
+            raise SlipstreamError(f"replay: the recording has no profile of {variant}")
+        return _PROFILE.validate_python(found)
+
+    def release(self, variant: str) -> None:
+        """Nothing is held."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _end(self, variant: str) -> Iterator[_T]:
+        self._raise(f"measure {variant}")
+        if self._tape.noted(f"{OUT_OF_TIME} {variant}"):
+            raise OutOfTimeError
+        raise SlipstreamError(
+            f"replay: the recording ends while {variant} is measured; there it was interrupted"
+        )
+        yield  # a generator, as what it stands in for
+
+    def _raise(self, name: str) -> None:
+        if told := self._tape.noted(name):
+            raise _ERRORS[told["kind"]](told["reason"], told["log"])

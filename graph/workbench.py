@@ -1,0 +1,107 @@
+"""What a coder may try on its tree while it writes; in the sandbox, as whatever an engine does."""
+
+import math
+from dataclasses import dataclass
+
+from slipstream.evaluation.errors import EngineError
+from slipstream.evaluation.gates import GATES, DocumentScore
+from slipstream.evaluation.prompts import Split
+from slipstream.kernels.fit import refusal
+from slipstream.kernels.variants import Tree
+from slipstream.memory.records import Hypothesis
+
+from .context import LoopContext
+from .inspection import refused
+from .measuring import reserve_s
+
+_DOCUMENTS = 4
+_LOG_SHOWN = 4000
+_SHARE = 0.5  # of the time that is left, for one hypothesis' code
+
+
+@dataclass
+class LoopBench:
+    """Satisfies `Workbench` for one hypothesis of a run."""
+
+    context: LoopContext
+    hypothesis: Hypothesis
+
+    def __post_init__(self) -> None:
+        keep_s = reserve_s(self.context, self.hypothesis.parent)
+        self._until_s = self.context.budget.spent_s + max(
+            0.0, _SHARE * (self.context.budget.left_s - keep_s)
+        )
+
+    @property
+    def facts(self) -> str:
+        """The model, the machine, the workload and the gate, in words."""
+        context, shape = self.context, self.context.shape
+        work, gate = context.challenge.workload, GATES[context.challenge.tier]
+        kl = f", KL at most {gate.max_kl:g}" if math.isfinite(gate.max_kl) else ""
+        return (
+            f"Model: {shape.family or 'decoder'}, {shape.num_layers} layers, hidden "
+            f"{shape.hidden_size}, MLP {shape.intermediate_size}, {shape.num_heads} query and "
+            f"{shape.num_kv_heads} key/value heads of {shape.head_dim}, vocabulary "
+            f"{shape.vocab_size}. Machine: {context.machine.device}, {context.machine.num_cores} "
+            f"cores. Workload: {work.num_tokens} greedy tokens after a prompt, batch 1, "
+            f"at most {work.max_context} positions. Gate: PPL at most +{gate.max_ppl_rise:.1%}{kl}."
+        )
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the run can spare for this hypothesis."""
+        if self.context.tape.replaying:
+            return math.inf
+        return self._until_s - self.context.budget.spent_s
+
+    def run(self, tree: Tree) -> str:
+        """Let a tree decode a tiny input; return what went wrong, or nothing."""
+        name = f"run {self.hypothesis.id} {tree.id}"
+        return str(self.context.tape.observe(name, lambda: self._run(tree)))
+
+    def check(self, tree: Tree) -> str:
+        """Compare a tree with the reference on a few documents; return the figures in words."""
+        name = f"check {self.hypothesis.id} {tree.id}"
+        return str(self.context.tape.observe(name, lambda: self._check(tree)))
+
+    def _run(self, tree: Tree) -> str:
+        context = self.context
+        if reason := refusal(context.shape, tree.settings, context.machine):
+            return reason
+        if reason := refused(tree.engine_id, context):
+            return reason
+        context.variants.add(tree)
+        with context.evaluator_lock:
+            try:
+                context.evaluator.smoke(tree.id)
+            except EngineError as error:
+                return f"{error}\n{error.log[-_LOG_SHOWN:]}".strip()
+            finally:
+                context.evaluator.release(tree.id)
+        return ""
+
+    def _check(self, tree: Tree) -> str:
+        context = self.context
+        if not context.num_documents:
+            return "this challenge doesn't judge quality: there is nothing to compare with"
+        if trouble := self._run(tree):
+            return f"it doesn't run: {trouble}"
+        scores: list[DocumentScore] = []
+        with context.evaluator_lock:
+            try:
+                for score in context.evaluator.scores(tree.id, Split.PUBLIC, ()):
+                    scores.append(score)
+                    if len(scores) == _DOCUMENTS:
+                        break
+            except EngineError as error:
+                return f"it fails: {error}\n{error.log[-_LOG_SHOWN:]}".strip()
+            finally:
+                context.evaluator.release(tree.id)
+        count = sum(score.num_tokens for score in scores)
+        rise = math.exp(sum(s.nll - s.nll_reference for s in scores) / count) - 1
+        kl = sum(score.kl for score in scores) / count
+        top1 = sum(score.top1_matches for score in scores) / count
+        return (
+            f"against the reference, on {count} tokens of {len(scores)} documents: PPL "
+            f"{rise:+.2%}, KL {kl:.5f}, top-1 {top1:.1%}"
+        )
