@@ -34,7 +34,7 @@ class OneLook(Arguments):
     without: list[str] = Field(
         default_factory=list, max_length=8, description="of an ablation: levers or files taken back"
     )
-    pairs: int = Field(0, ge=0, le=64, description="of repeats and ablations")
+    pairs: int = Field(0, ge=0, description="of repeats and ablations")
     why: str = Field(max_length=300, description="the two explanations that it would separate")
 
 

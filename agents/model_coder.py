@@ -19,7 +19,7 @@ from .chat import Answer, Chat, ToolCall, TooLongError
 from .desk import MAX_SHOWN, Desk, DeskError
 from .prompting import brief_coder, prompt_of
 from .quoting import quote
-from .roles import CoderError, Workbench
+from .roles import CoderError, Workbench, is_edit
 from .tools import Arguments, parsed, schema_of
 
 MAX_STEPS = 60
@@ -123,7 +123,10 @@ class ModelCoder:
             CoderError: none came of it.
             OutOfMoneyError: the budget doesn't cover the next call.
         """
-        talk = _Talk(self._chat, hypothesis, bench, Desk(parent.with_settings(hypothesis.settings)))
+        start = parent.with_settings(hypothesis.settings)
+        if not is_edit(hypothesis):
+            return start
+        talk = _Talk(self._chat, hypothesis, bench, Desk(start))
         talk.parent = parent
         self._talks = {hypothesis.id: talk, **_last(self._talks)}
         return talk.hold(brief_coder(hypothesis, bench))

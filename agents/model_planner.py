@@ -24,6 +24,7 @@ from .tools import Arguments, parsed, schema_of
 _MAX_READS = 16
 _MAX_MISTAKES = 3
 _MAX_HITS = 8
+_MAX_REFUSED = 2  # proposals of one round that memory speaks against
 
 
 class Idea(Arguments):
@@ -104,11 +105,13 @@ class ModelPlanner:
 
     def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
         """Return up to `count` proposals on the champion; the fallback's if the model has none."""
-        talk = _Talk(self._chat, briefing, count)
-        proposals = talk.hold()
-        if proposals:
-            return proposals
-        text = f"{self.name} gave no usable plan ({talk.problem}): {self._fallback.name} plans"
+        problem = "what it proposes was refuted before"
+        if len(briefing.refused) < _MAX_REFUSED:
+            talk = _Talk(self._chat, briefing, count)
+            if proposals := talk.hold():
+                return proposals
+            problem = talk.problem
+        text = f"{self.name} gave no usable plan ({problem}): {self._fallback.name} plans"
         self._chat.session.say("planner", text, False)
         return self._fallback.plan(briefing, count)
 

@@ -3,7 +3,7 @@
 from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Hypothesis
 
-from .roles import EDIT, CoderError, Workbench
+from .roles import CoderError, Workbench, is_edit
 
 
 class OfflineCoder:
@@ -22,7 +22,7 @@ class OfflineCoder:
         Raises:
             CoderError: it asks for an edit.
         """
-        if hypothesis.lever.split("+")[0] == EDIT:
+        if is_edit(hypothesis):
             raise CoderError(
                 f"{hypothesis.target}: the offline coder sets levers and writes no source; "
                 "choose another one with --coder"

@@ -27,7 +27,7 @@ from slipstream.memory.records import Hypothesis
 from .desk import MAX_TREE, Desk, DeskError
 from .prompting import brief_coder, prompt_of
 from .quoting import quote
-from .roles import CoderError, Workbench
+from .roles import CoderError, Workbench, is_edit
 from .session import Session
 
 ALLOWED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TERM", "TMPDIR", "TZ")
@@ -73,6 +73,8 @@ class OutsideCoder:
             CoderError: it changed nothing, left something that is no engine, or took too long.
         """
         start = parent.with_settings(hypothesis.settings)
+        if not is_edit(hypothesis):
+            return start
         brief = f"{prompt_of('coder')}\n\n{brief_coder(hypothesis, bench)}\n\n{_HOW}"
         tree = self._work(hypothesis, start, brief, bench, "implement")
         if tree.id == parent.id:

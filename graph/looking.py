@@ -52,7 +52,8 @@ def look_at(hypothesis_id: str, judgement: Judgement, context: LoopContext) -> N
             continue
 
         def see(one: Look = one) -> dict[str, Any] | None:
-            if context.budget.left_s < 2 * reserve_s(context, experiment.rival):
+            share = one.pairs / context.challenge.acceptance.confirm_pairs
+            if context.budget.left_s < (1 + share) * reserve_s(context, experiment.rival):
                 return None
             with metered(context, hypothesis_id):
                 return _see(one, candidate, rival, context)

@@ -6,7 +6,7 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from slipstream.agents.offline_benchmarker import OfflineBenchmarker
-from slipstream.agents.roles import EDIT, Explanation
+from slipstream.agents.roles import EDIT, Explanation, is_edit
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
 from slipstream.evaluation.errors import OutOfMoneyError
 from slipstream.evaluation.trust import exposure
@@ -46,7 +46,7 @@ def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -
     experiment = context.memory.experiment(hypothesis_id)
     engine = context.memory.variant(experiment.variant).engine if experiment else ""
     values = [v for name, v in sorted(hypothesis.settings.items()) if parent.get(name) != v]
-    if hypothesis.lever.split("+")[0] == EDIT:
+    if is_edit(hypothesis):
         values = [hypothesis.target.removeprefix(f"{EDIT} ")]
     finding = Finding(
         experiment=hypothesis_id,
