@@ -2,8 +2,8 @@
 
 Thompson sampling. Each model's gain per hypothesis is drawn from what is known of it, on a prior
 that all models share, and set against its cost: the share of the run's budget that one hypothesis
-of it takes, in experiments and in dollars. A model of which nothing is known is drawn widely, so
-each is tried; one that costs ten times as much has to gain as much more.
+of it takes, in experiments and in dollars. One that costs ten times as much has to gain as much
+more. Each is tried once before any is judged.
 """
 
 import math
@@ -41,6 +41,8 @@ def choose(
         budget_usd: of the run; None for no limit.
     """
     rng = random.Random(seed)
+    if untried := [track.name for track in tracks if not track.gains]:
+        return rng.choice(untried)
     worth = {
         track.name: _drawn_gain(track, rng) / _cost(track, experiments, budget_usd, tracks)
         for track in tracks

@@ -6,7 +6,6 @@ with the user's rights, but sees few of their variables; when its time is up, it
 it has started. What counts is the tree that it leaves, and that is judged like any other.
 """
 
-import json
 import os
 import secrets
 import shlex
@@ -197,7 +196,7 @@ def _left(folder: Path, known: set[str]) -> dict[str, object]:
         for name, content in read_tree(folder).files.items()
         if name in known or name.startswith("engine/")
     }
-    if "levers.json" not in files or not json.loads(files["levers.json"] or "null"):
+    if "levers.json" not in files:
         return {"files": {}, "problem": "it left no levers.json"}
     return {"files": files, "problem": ""}
 
