@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .chart import progress_chart
 from .leaderboard import Standing, leaderboard
-from .records import Run
+from .records import Experiment, Run
 from .store import Memory
 
 
@@ -38,16 +38,23 @@ def report_text(memory: Memory, run: Run) -> str:
         verdict = experiment.verdict or "not judged yet"
         lines.append(f"### {experiment.id}: {verdict}")
         lines.append("")
-        if experiment.hypothesis:
-            hypothesis = memory.hypothesis(experiment.hypothesis)
-            lines.append(
-                f"{hypothesis.lever} on `{hypothesis.parent}` → `{experiment.variant}`, "
-                f"predicted {hypothesis.predicted_gain:+.1%}: {hypothesis.mechanism}."
-            )
-        else:
-            lines.append(f"`{experiment.variant}` against {experiment.rival}.")
-        lines += ["", f"Seen: {experiment.reason or 'nothing yet'}.", ""]
+        lines += [_idea(memory, experiment), ""]
+        lines += [f"Seen: {experiment.reason or 'nothing yet'}.", ""]
+        for seen in memory.observations(experiment.id):
+            lines += [f"- {seen.kind}, {seen.subject}: {seen.text}", ""]
     return "\n".join(lines)
+
+
+def _idea(memory: Memory, experiment: Experiment) -> str:
+    if not experiment.hypothesis:
+        return f"`{experiment.variant}` against {experiment.rival}."
+    idea = memory.hypothesis(experiment.hypothesis)
+    what = idea.target if idea.target and "=" not in idea.target else idea.lever
+    text = (
+        f"{what} on `{idea.parent}` → `{experiment.variant}`, predicted "
+        f"{idea.predicted_gain:+.1%}: {idea.mechanism}."
+    )
+    return f"{text} Would be refuted by: {idea.falsifier}." if idea.falsifier else text
 
 
 def _champion(standing: Standing) -> str:
