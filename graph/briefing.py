@@ -2,6 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from slipstream.agents.roles import Briefing, Island, Left, Quoted, Trial
 from slipstream.evaluation.acceptance import Cause
@@ -23,6 +26,7 @@ from .lineage import tree_of
 from .measuring import metered, reserve_s
 
 _STAGNANT = 10
+_PROFILE = TypeAdapter(Profile)
 _STANDINGS, _POSTS, _HITS = 10, 6, 8
 
 
@@ -131,13 +135,20 @@ def _left(context: LoopContext, champion: str, planned: int, round_: int) -> Lef
 
 
 def _profile(context: LoopContext, champion: str) -> Profile | None:
-    context.say("survey", f"taking {champion} apart", fleeting=True)
-    try:
-        with metered(context, None), context.evaluator_lock:
-            return context.evaluator.profile(champion, context.bandwidth_gbps)
-    except EngineError as error:  # some engines have no account of themselves to give
-        context.say("survey", f"no profile of {champion}: {error}")
-        return None
+    """Return a champion's profile, taken once in a run."""
+
+    def take() -> dict[str, Any] | None:
+        context.say("survey", f"taking {champion} apart", fleeting=True)
+        try:
+            with metered(context, None), context.evaluator_lock:
+                found = context.evaluator.profile(champion, context.bandwidth_gbps)
+        except EngineError as error:  # some engines have no account of themselves to give
+            context.say("survey", f"no profile of {champion}: {error}")
+            return None
+        return dict(_PROFILE.dump_python(found, mode="json"))
+
+    seen = context.tape.observe(f"profile of {champion}", take)
+    return None if seen is None else _PROFILE.validate_python(seen)
 
 
 def _raise_alarms(context: LoopContext, found: Pulse) -> None:

@@ -1,14 +1,12 @@
 """The evaluator's door to the tape: what engines did that memory doesn't hold.
 
 Measurements are in memory, by the experiment that they belong to. What is not there is how an
-engine failed, and what its profile says: `Witness` notes that while a run goes on, and `StandIn`
-gives it again when the run is replayed and nothing is measured at all.
+engine failed: `Witness` notes that while a run goes on, and `StandIn` fails the same way when the
+run is replayed and nothing is measured at all.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TypeVar
-
-from pydantic import TypeAdapter
 
 from slipstream.evaluation.audits import Audit
 from slipstream.evaluation.errors import (
@@ -27,7 +25,6 @@ from slipstream.evaluation.prompts import Split
 from slipstream.memory.cassette import Cassette
 
 _T = TypeVar("_T")
-_PROFILE = TypeAdapter(Profile)
 _ERRORS: dict[str, type[EngineError]] = {
     kind.__name__: kind for kind in (EngineFailedError, ExposedError, InvalidOutputError)
 }
@@ -35,7 +32,7 @@ OUT_OF_TIME = "out of time"
 
 
 class Witness:
-    """An evaluator whose engines' failures and profiles are noted. Satisfies `Evaluator`."""
+    """An evaluator whose engines' failures are noted. Satisfies `Evaluator`."""
 
     def __init__(self, inner: Evaluator, tape: Cassette) -> None:
         self._inner, self._tape = inner, tape
@@ -67,11 +64,7 @@ class Witness:
 
     def profile(self, variant: str, bandwidth_gbps: float) -> Profile:
         """Take a decoded token of `variant` apart."""
-        found = self._noting(
-            variant, "profile", lambda: self._inner.profile(variant, bandwidth_gbps)
-        )
-        self._tape.note(f"profile {variant}", _PROFILE.dump_python(found, mode="json"))
-        return found
+        return self._inner.profile(variant, bandwidth_gbps)
 
     def release(self, variant: str) -> None:
         """Free what `variant` holds."""
@@ -143,12 +136,8 @@ class StandIn:
         yield from self._end(variant)
 
     def profile(self, variant: str, bandwidth_gbps: float) -> Profile:  # noqa: ARG002
-        """Return the profile that was taken then."""
-        found = self._tape.noted(f"profile {variant}")
-        if found is None or "kind" in found:
-            self._raise(f"profile {variant}")
-            raise SlipstreamError(f"replay: the recording has no profile of {variant}")
-        return _PROFILE.validate_python(found)
+        """Fail: whoever took one has it on tape."""
+        raise SlipstreamError(f"replay: the recording has no profile of {variant}")
 
     def release(self, variant: str) -> None:
         """Nothing is held."""
