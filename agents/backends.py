@@ -51,7 +51,6 @@ def make_agents(
     return (
         planner,
         _coder(specs, session, chats, tracks_of),
-        # Explaining changes no gain, so no gain says which of them does it best: the first does.
         benchmarkers[0] if benchmarkers else OfflineBenchmarker(),
     )
 

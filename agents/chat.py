@@ -129,14 +129,16 @@ class Chat:
         def ask() -> dict[str, Any]:
             try:
                 return asdict(self._ask(messages, tools, occasion, experiment, force))
-            except OutOfMoneyError as error:
-                tape.note(f"no money {self.role} {occasion}", str(error))
+            except (OutOfMoneyError, TooLongError) as error:
+                told = {"kind": type(error).__name__, "reason": str(error)}
+                tape.note(f"unasked {self.role} {occasion}", told)
                 raise
 
         tape = self.session.cassette
         if tape.replaying:
-            if why := tape.noted(f"no money {self.role} {occasion}"):
-                raise OutOfMoneyError(why)
+            if told := tape.noted(f"unasked {self.role} {occasion}"):
+                kinds = {kind.__name__: kind for kind in (OutOfMoneyError, TooLongError)}
+                raise kinds[told["kind"]](told["reason"])
             self._replay_cost(occasion, experiment)
         return Answer.from_json(tape.call(f"{self.role} {occasion}", request, ask))
 

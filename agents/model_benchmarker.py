@@ -86,7 +86,7 @@ class ModelBenchmarker:
             return []
         looks = []
         for wanted in given.looks[: limits.looks]:
-            without = tuple(name for name in wanted.without if name in changed)
+            without = tuple(n for n in dict.fromkeys(wanted.without) if n in changed)
             if wanted.kind == "ablation" and not 0 < len(without) < len(changed):
                 continue  # without everything it is the rival, without nothing the candidate
             pairs = min(max(wanted.pairs, 2), limits.pairs) if wanted.kind != "profile" else 0

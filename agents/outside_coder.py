@@ -74,7 +74,7 @@ class OutsideCoder:
         start = parent.with_settings(hypothesis.settings)
         if not is_edit(hypothesis):
             return start
-        brief = f"{prompt_of('coder')}\n\n{brief_coder(hypothesis, bench)}\n\n{_HOW}"
+        brief = f"{prompt_of('outside_coder')}\n\n{brief_coder(hypothesis, bench)}"
         tree = self._work(hypothesis, start, brief, bench, "implement")
         if tree.id == parent.id:
             raise CoderError(f"{self.name} changed nothing")
@@ -85,8 +85,8 @@ class OutsideCoder:
     ) -> Tree | None:
         """Run the command again on its tree, with the error in the brief."""
         brief = (
-            f"{prompt_of('coder')}\n\n{brief_coder(hypothesis, bench)}\n\nIt is written already, "
-            f"and fails:\n{quote(error, 'the engine', 6000)}\nRepair it.\n\n{_HOW}"
+            f"{prompt_of('outside_coder')}\n\n{brief_coder(hypothesis, bench)}\n\n"
+            f"It is written already, and fails:\n{quote(error, 'the engine', 6000)}\nRepair it."
         )
         try:
             mended = self._work(hypothesis, tree, brief, bench, f"repair of {tree.id}")
@@ -175,12 +175,6 @@ class OutsideCoder:
                 last = output.read().decode(errors="replace").strip().splitlines()[-1:] or [""]
                 return f"{self.name} ended with code {child.returncode}: {last[0][:300]}"
         return ""
-
-
-_HOW = (
-    "You are in the variant's folder. Edit its files in place: engine/ and levers.json. Others are "
-    "ignored. Leave when you are done; nobody answers questions."
-)
 
 
 def _left(folder: Path, known: set[str]) -> dict[str, object]:

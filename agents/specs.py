@@ -123,5 +123,11 @@ class AgentSpecs:
                 if not asked.removeprefix(COMMAND).strip():
                     raise SlipstreamError("coder 'cmd:': after it comes a command, like claude -p")
                 continue
-            for model in parse_models(asked):
+            models = parse_models(asked)
+            if role == "benchmarker" and len(models) > 1:
+                raise SlipstreamError(
+                    f"benchmarker {asked!r}: one model; explaining changes no gain, so nothing "
+                    "would say which of several is better"
+                )
+            for model in models:
                 model.key()
