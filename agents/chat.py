@@ -8,23 +8,16 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
-from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import (
-    AIMessage,
-    AIMessageChunk,
-    BaseMessage,
-    HumanMessage,
-    SystemMessage,
-    ToolMessage,
-)
+from langchain_core.messages import AIMessageChunk, BaseMessage
 
 from slipstream.evaluation.errors import OutOfMoneyError, SlipstreamError
 from slipstream.memory.costs import Cost
 
+from .clients import Answer, answer_of, is_local, make_client, plain, stream
 from .prices import Usage, price_of
 from .session import Session
 from .specs import ModelSpec
@@ -34,48 +27,10 @@ _ATTEMPTS = 6
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _LEAST_TOKENS = 1024  # a budget that allows less than this for an answer allows none
-_TIMEOUT_S = 300.0
 
 
 class TooLongError(Exception):
     """A conversation doesn't fit into the model's context any more."""
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A tool that a model wants to use."""
-
-    name: str
-    arguments: dict[str, Any]
-    id: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said.
-
-    Attributes:
-        malformed: what can't be read in it; empty if all can.
-        refused: it won't answer.
-    """
-
-    text: str
-    calls: tuple[ToolCall, ...] = ()
-    malformed: str = ""
-    refused: bool = False
-    usage: Usage = field(default_factory=Usage)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Answer":
-        """Return what `asdict` made JSON of."""
-        calls = tuple(ToolCall(**call) for call in data["calls"])
-        return cls(**{**data, "calls": calls, "usage": Usage(**data["usage"])})
-
-    @property
-    def message(self) -> AIMessage:
-        """The answer as a message of the conversation."""
-        calls = [{"name": c.name, "args": c.arguments, "id": c.id} for c in self.calls]
-        return AIMessage(self.text, tool_calls=calls)
 
 
 class Chat:
@@ -90,7 +45,7 @@ class Chat:
     ) -> None:
         self.spec, self.role, self.session = spec, role, session
         self._max_tokens = max_tokens
-        self._price = price_of(f"{spec.provider}:{spec.name}", local=_is_local(spec))
+        self._price = price_of(f"{spec.provider}:{spec.name}", local=is_local(spec))
         if self._price is None and session.purse.limit is not None:
             raise SlipstreamError(
                 f"model {spec}: no price is known, so --usd can't hold; add it to a prices.toml "
@@ -121,7 +76,7 @@ class Chat:
         """
         request = {
             "model": str(self.spec),
-            "messages": [_plain(message) for message in messages],
+            "messages": [plain(message) for message in messages],
             "tools": list(tools),
             "force": force,
         }
@@ -150,7 +105,7 @@ class Chat:
         experiment: str | None,
         force: str | None,
     ) -> Answer:
-        size = sum(len(_plain(m).encode()) for m in messages) + len(json.dumps(list(tools)))
+        size = sum(len(plain(m).encode()) for m in messages) + len(json.dumps(list(tools)))
         pauses = random.Random(occasion)
         for attempt in range(_ATTEMPTS):
             self.session.check_stop()
@@ -234,17 +189,12 @@ class Chat:
         max_tokens: int,
         force: str | None,
     ) -> Answer:
-        """Call the model; streamed, so that a long answer shows progress and outlives no proxy."""
+        """Call the model, and show how its answer grows."""
         if self._client is None:
-            self._client = _client(self.spec)
-        bound = self._client.bind(**_limit(self.spec, max_tokens))
-        if tools:
-            choice = {"tool_choice": force} if force else {}
-            with_tools: Any = self._client.bind_tools(list(tools), **choice)
-            bound = with_tools.bind(**_limit(self.spec, max_tokens))
+            self._client = make_client(self.spec)
         whole: AIMessageChunk | None = None
         told = time.monotonic()
-        for chunk in bound.stream(list(_cached(messages, self.spec))):
+        for chunk in stream(self._client, self.spec, messages, tools, max_tokens, force):
             self.session.check_stop()
             if isinstance(chunk, AIMessageChunk):
                 whole = chunk if whole is None else whole + chunk
@@ -252,7 +202,7 @@ class Chat:
                 told = time.monotonic()
                 text = f"{self.spec} answers: {len(str(whole and whole.content))} characters"
                 self.session.say(self.role, text, True)
-        return _answer(whole)
+        return answer_of(whole)
 
     def _wait(self, trouble: Trouble, pause_s: float) -> None:
         """Wait before another try, and say so.
@@ -269,91 +219,3 @@ class Chat:
         while (left := end - time.monotonic()) > 0:
             self.session.check_stop()
             time.sleep(min(left, 0.5))
-
-
-def _client(spec: ModelSpec) -> BaseChatModel:
-    """Return LangChain's client. It is imported here, for those who have a model."""
-    common: dict[str, Any] = {"model": spec.name, "api_key": spec.key(), "max_retries": 0}
-    if spec.base_url:
-        common["base_url"] = spec.base_url
-    common |= {"timeout": _TIMEOUT_S, "stream_usage": True}
-    if spec.provider == "anthropic":
-        from langchain_anthropic import ChatAnthropic
-
-        return ChatAnthropic(**common)
-    from langchain_openai import ChatOpenAI
-
-    if spec.base_url:  # compatible servers have this API, and rarely the newer one
-        common["use_responses_api"] = False
-    return ChatOpenAI(**common)
-
-
-def _limit(spec: ModelSpec, max_tokens: int) -> dict[str, Any]:
-    if spec.provider == "anthropic":
-        return {"max_tokens": max_tokens}
-    if spec.base_url is None:
-        return {"max_completion_tokens": max_tokens}
-    return {"extra_body": {"max_tokens": max_tokens}}  # what every compatible server knows
-
-
-def _cached(messages: Sequence[BaseMessage], spec: ModelSpec) -> Sequence[BaseMessage]:
-    """Let Anthropic keep the long beginning of a conversation; OpenAI does that by itself."""
-    if spec.provider != "anthropic":
-        return messages
-    marked: list[BaseMessage] = []
-    for index, message in enumerate(messages):
-        if index < 2 and isinstance(message, SystemMessage | HumanMessage):
-            kept = {"cache_control": {"type": "ephemeral"}}
-            block = {"type": "text", "text": str(message.content), **kept}
-            marked.append(type(message)(content=[block]))
-        else:
-            marked.append(message)
-    return marked
-
-
-def _answer(whole: AIMessageChunk | None) -> Answer:
-    if whole is None:
-        return Answer("", malformed="an empty answer")
-    found = whole.usage_metadata
-    details: Any = (found.get("input_token_details") if found else None) or {}
-    usage = Usage(
-        input=found["input_tokens"] if found else 0,
-        output=found["output_tokens"] if found else 0,
-        cached_read=details.get("cache_read") or 0,
-        cached_write=details.get("cache_creation") or 0,
-    )
-    calls = tuple(
-        ToolCall(call["name"], call["args"], call["id"] or f"call-{index}")
-        for index, call in enumerate(whole.tool_calls)
-    )
-    ends = (whole.response_metadata.get(n) for n in ("finish_reason", "stop_reason", "status"))
-    why = next((end for end in ends if end), None)
-    refused = bool(whole.additional_kwargs.get("refusal")) or why in ("refusal", "content_filter")
-    malformed = ""
-    if whole.invalid_tool_calls:
-        bad = whole.invalid_tool_calls[0]
-        malformed = f"the arguments of {bad['name']} are not JSON: {str(bad['args'])[:200]!r}"
-    elif why in ("length", "max_tokens"):  # LangChain closes open brackets: calls look whole
-        malformed = "the answer was cut off: it was too long"
-    elif why is None:
-        malformed = "the answer broke off"
-    elif not calls and not whole.text and not refused:
-        malformed = "an empty answer"
-    return Answer(str(whole.text), calls, malformed, refused, usage)
-
-
-def _plain(message: BaseMessage) -> str:
-    """Return a message as one text, for the tape."""
-    role = {SystemMessage: "system", HumanMessage: "user", ToolMessage: "tool"}.get(type(message))
-    if role is not None:
-        return f"{role}: {message.content}"
-    calls = message.tool_calls if isinstance(message, AIMessage) else []
-    shown = "".join(f"\n→ {c['name']} {json.dumps(c['args'], sort_keys=True)}" for c in calls)
-    return f"assistant: {message.content}{shown}"
-
-
-def _is_local(spec: ModelSpec) -> bool:
-    """Whether a model runs on a server nearby, where no one sends a bill."""
-    host = urlsplit(spec.base_url or "").hostname or ""
-    private = ("127.", "10.", "192.168.", "172.")
-    return host != "" and ("." not in host or host.startswith(private) or host.endswith(".local"))

@@ -9,13 +9,27 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage, ToolMessage
-from pydantic import Field
 
 from slipstream.kernels.levers import CATALOGUE
 from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Hypothesis
 
-from .chat import Answer, Chat, ToolCall, TooLongError
+from .chat import Chat, TooLongError
+from .clients import Answer, ToolCall
+from .coder_tools import (
+    CODER_TOOLS,
+    Check,
+    Create,
+    Delete,
+    Edit,
+    Finish,
+    GiveUp,
+    ListFiles,
+    ReadFile,
+    Run,
+    Search,
+    SetLevers,
+)
 from .desk import MAX_SHOWN, Desk, DeskError
 from .prompting import brief_coder, prompt_of
 from .quoting import quote
@@ -25,87 +39,6 @@ from .tools import Arguments, parsed, schema_of
 MAX_STEPS = 60
 _MAX_MISTAKES = 4
 _SAME_TOLD, _SAME_ENOUGH = 2, 4
-
-
-class ListFiles(Arguments):
-    """List the engine's files."""
-
-
-class ReadFile(Arguments):
-    """Read lines of a file."""
-
-    path: str
-    first: int = Field(1, ge=1)
-    count: int = Field(250, ge=1, le=600)
-
-
-class Search(Arguments):
-    """Find the lines that hold a text, in one file or in all."""
-
-    text: str = Field(min_length=1, max_length=300)
-    path: str = ""
-
-
-class Edit(Arguments):
-    """Replace a text that stands exactly once in a file."""
-
-    path: str
-    old: str = Field(min_length=1)
-    new: str
-
-
-class Create(Arguments):
-    """Make a new file of the engine."""
-
-    path: str
-    content: str
-
-
-class Delete(Arguments):
-    """Remove a file."""
-
-    path: str
-
-
-class SetLevers(Arguments):
-    """Set levers of the variant."""
-
-    levers: dict[str, str] = Field(min_length=1)
-
-
-class Run(Arguments):
-    """Start the engine in its sandbox and let it decode a tiny input."""
-
-
-class Check(Arguments):
-    """Compare the engine's answers with the reference's on a few documents."""
-
-
-class Finish(Arguments):
-    """The variant is done."""
-
-    summary: str = Field(max_length=1000)
-
-
-class GiveUp(Arguments):
-    """The hypothesis can't be turned into a variant."""
-
-    reason: str = Field(min_length=5, max_length=500)
-
-
-_TOOLS: dict[str, type[Arguments]] = {
-    "list_files": ListFiles,
-    "read_file": ReadFile,
-    "search": Search,
-    "edit": Edit,
-    "create": Create,
-    "delete": Delete,
-    "set_levers": SetLevers,
-    "run": Run,
-    "check": Check,
-    "finish": Finish,
-    "give_up": GiveUp,
-}
 
 
 class ModelCoder:
@@ -172,7 +105,7 @@ class _Talk:
             CoderError: it hands in none.
         """
         self.messages.append(HumanMessage(told))
-        tools = [schema_of(name, arguments) for name, arguments in _TOOLS.items()]
+        tools = [schema_of(name, arguments) for name, arguments in CODER_TOOLS.items()]
         mistakes = 0
         for _ in range(MAX_STEPS):
             if self.bench.left_s <= 0:
@@ -210,9 +143,9 @@ class _Talk:
         Raises:
             CoderError: the model gives up.
         """
-        kind = _TOOLS.get(call.name)
+        kind = CODER_TOOLS.get(call.name)
         if kind is None:
-            return f"there is no tool {call.name!r}; there are {', '.join(_TOOLS)}", False
+            return f"there is no tool {call.name!r}; there are {', '.join(CODER_TOOLS)}", False
         asked = parsed(kind, call.arguments)
         if isinstance(asked, str):
             return f"not done: {asked}", False

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from slipstream.kernels.fit import refusal
 
-from .chat import Answer, Chat, ToolCall
+from .chat import Chat
+from .clients import Answer, ToolCall
 from .desk import Desk, DeskError
 from .offline_planner import OfflinePlanner
 from .prompting import describe, prompt_of

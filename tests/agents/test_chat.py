@@ -9,8 +9,9 @@ import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 from model_server import Call, Cut, Fail, Garbage, ModelServer, Reply, Request, Say
 
-from slipstream.agents.chat import Answer, Chat, TooLongError
-from slipstream.agents.model_coder import Edit
+from slipstream.agents.chat import Chat, TooLongError
+from slipstream.agents.clients import Answer
+from slipstream.agents.coder_tools import Edit
 from slipstream.agents.prices import Price, Usage, price_of
 from slipstream.agents.session import Purse, Session
 from slipstream.agents.specs import AgentSpecs, ModelSpec, parse_model, parse_models

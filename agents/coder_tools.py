@@ -1,0 +1,86 @@
+"""The coder's tools: their names, what they do, their arguments."""
+
+from pydantic import Field
+
+from .tools import Arguments
+
+
+class ListFiles(Arguments):
+    """List the engine's files."""
+
+
+class ReadFile(Arguments):
+    """Read lines of a file."""
+
+    path: str
+    first: int = Field(1, ge=1)
+    count: int = Field(250, ge=1, le=600)
+
+
+class Search(Arguments):
+    """Find the lines that hold a text, in one file or in all."""
+
+    text: str = Field(min_length=1, max_length=300)
+    path: str = ""
+
+
+class Edit(Arguments):
+    """Replace a text that stands exactly once in a file."""
+
+    path: str
+    old: str = Field(min_length=1)
+    new: str
+
+
+class Create(Arguments):
+    """Make a new file of the engine."""
+
+    path: str
+    content: str
+
+
+class Delete(Arguments):
+    """Remove a file."""
+
+    path: str
+
+
+class SetLevers(Arguments):
+    """Set levers of the variant."""
+
+    levers: dict[str, str] = Field(min_length=1)
+
+
+class Run(Arguments):
+    """Start the engine in its sandbox and let it decode a tiny input."""
+
+
+class Check(Arguments):
+    """Compare the engine's answers with the reference's on a few documents."""
+
+
+class Finish(Arguments):
+    """The variant is done."""
+
+    summary: str = Field(max_length=1000)
+
+
+class GiveUp(Arguments):
+    """The hypothesis can't be turned into a variant."""
+
+    reason: str = Field(min_length=5, max_length=500)
+
+
+CODER_TOOLS: dict[str, type[Arguments]] = {
+    "list_files": ListFiles,
+    "read_file": ReadFile,
+    "search": Search,
+    "edit": Edit,
+    "create": Create,
+    "delete": Delete,
+    "set_levers": SetLevers,
+    "run": Run,
+    "check": Check,
+    "finish": Finish,
+    "give_up": GiveUp,
+}
