@@ -21,6 +21,7 @@ from .session import Session
 from .specs import COMMAND, AgentSpecs, parse_models
 
 _MAX_TOKENS = {"planner": 8000, "coder": 12_000, "benchmarker": 2000}
+_SOME_EXPERIMENTS = 10  # a coder isn't told how many more there will be
 TracksOf = Callable[[str, Sequence[str]], list[Track]]
 
 
@@ -85,12 +86,17 @@ class PlannerPool:
 
     def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
         """Return the chosen planner's proposals."""
-        chosen = choose(
-            self._tracks_of("planner", list(self._planners)),
-            seed=f"{self._session.seed} planner {briefing.round} {len(briefing.planned)}",
-            experiments=briefing.left.experiments,
-            budget_usd=self._session.purse.limit,
-        )
+        place = f"round {briefing.round} after {len(briefing.planned)}"
+
+        def draw() -> str:
+            return choose(
+                self._tracks_of("planner", list(self._planners)),
+                seed=f"{self._session.seed} planner {place}",
+                experiments=briefing.left.experiments,
+                budget_usd=self._session.purse.limit,
+            )
+
+        chosen = str(self._session.cassette.observe(f"who plans {place}", draw))
         self._session.say("planner", f"{chosen} plans", False)
         return self._planners[chosen].plan(briefing, count)
 
@@ -103,23 +109,26 @@ class CoderPool:
     def __init__(self, coders: Sequence[Coder], session: Session, tracks_of: TracksOf) -> None:
         self._coders = {coder.name: coder for coder in coders}
         self._session, self._tracks_of = session, tracks_of
-        self._at_work: dict[str, Coder] = {}
 
     def implement(self, hypothesis: Hypothesis, parent: Tree, bench: Workbench) -> Tree:
         """Let the chosen coder write the variant."""
-        chosen = choose(
-            self._tracks_of("coder", list(self._coders)),
-            seed=f"{self._session.seed} coder {hypothesis.id}",
-            experiments=10,
-            budget_usd=self._session.purse.limit,
-        )
+        chosen = self._writer_of(hypothesis)
         self._session.say("coder", f"{hypothesis.id}: {chosen} writes", False)
-        self._at_work[hypothesis.id] = self._coders[chosen]
         return self._coders[chosen].implement(hypothesis, parent, bench)
 
     def repair(
         self, hypothesis: Hypothesis, tree: Tree, error: str, bench: Workbench
     ) -> Tree | None:
         """Let whoever wrote it repair it."""
-        coder = self._at_work.get(hypothesis.id) or next(iter(self._coders.values()))
-        return coder.repair(hypothesis, tree, error, bench)
+        return self._coders[self._writer_of(hypothesis)].repair(hypothesis, tree, error, bench)
+
+    def _writer_of(self, hypothesis: Hypothesis) -> str:
+        def draw() -> str:
+            return choose(
+                self._tracks_of("coder", list(self._coders)),
+                seed=f"{self._session.seed} coder {hypothesis.id}",
+                experiments=_SOME_EXPERIMENTS,
+                budget_usd=self._session.purse.limit,
+            )
+
+        return str(self._session.cassette.observe(f"who writes {hypothesis.id}", draw))

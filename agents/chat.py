@@ -13,8 +13,9 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import add_ai_message_chunks
 
-from slipstream.evaluation.errors import OutOfMoneyError, SlipstreamError
+from slipstream.evaluation.errors import OutOfMoneyError, OutOfTimeError, SlipstreamError
 from slipstream.memory.costs import Cost
 
 from .clients import Answer, answer_of, is_local, make_client, plain, stream
@@ -46,7 +47,8 @@ class Chat:
         self.spec, self.role, self.session = spec, role, session
         self._max_tokens = max_tokens
         self._price = price_of(f"{spec.provider}:{spec.name}", local=is_local(spec))
-        if self._price is None and session.purse.limit is not None:
+        limited = session.purse.limit is not None and not session.cassette.replaying
+        if self._price is None and limited:
             raise SlipstreamError(
                 f"model {spec}: no price is known, so --usd can't hold; add it to a prices.toml "
                 "(SLIPSTREAM_PRICES=FILE; agents/prices.toml shows the form)"
@@ -71,6 +73,7 @@ class Chat:
 
         Raises:
             OutOfMoneyError: the budget doesn't cover the call.
+            OutOfTimeError: a wait that the provider asks for would outlast the run.
             TooLongError: the conversation exceeds the model's context.
             SlipstreamError: the provider refuses, or doesn't answer after several tries.
         """
@@ -95,7 +98,10 @@ class Chat:
                 kinds = {kind.__name__: kind for kind in (OutOfMoneyError, TooLongError)}
                 raise kinds[told["kind"]](told["reason"])
             self._replay_cost(occasion, experiment)
-        return Answer.from_json(tape.call(f"{self.role} {occasion}", request, ask))
+        found = Answer.from_json(tape.call(f"{self.role} {occasion}", request, ask))
+        if tape.noted(f"unasked {self.role} {occasion}"):
+            tape.note(f"unasked {self.role} {occasion}", None)  # in an earlier session
+        return found
 
     def _ask(
         self,
@@ -111,7 +117,7 @@ class Chat:
             self.session.check_stop()
             try:
                 return self._try(messages, tools, size, f"{occasion}.{attempt}", experiment, force)
-            except (OutOfMoneyError, SlipstreamError):
+            except (OutOfMoneyError, OutOfTimeError, SlipstreamError):
                 raise
             except Exception as error:
                 trouble = diagnose(error, self.spec)
@@ -136,11 +142,13 @@ class Chat:
         force: str | None,
     ) -> Answer:
         """Make one attempt; what it cost is written down however it ends."""
-        session, max_tokens = self.session, self._affordable(size)
-        most = self._price.at_most(size, max_tokens) if self._price else None
-        name = f"{session.run}|{self.role}|{occasion}|{session.costs.count(session.run)}"
-        cost = Cost(name, session.run, experiment, self.role, str(self.spec), usd=most)
-        session.purse.commit(cost)
+        session = self.session
+        with session.purse.lock:  # two coders don't commit the same dollar
+            max_tokens = self._affordable(size)
+            most = self._price.at_most(size, max_tokens) if self._price else None
+            name = f"{session.run}|{self.role}|{occasion}|{session.costs.count(session.run)}"
+            cost = Cost(name, session.run, experiment, self.role, str(self.spec), usd=most)
+            session.purse.commit(cost)
         begun = time.monotonic()
         try:
             answer = self._stream(messages, tools, max_tokens, force)
@@ -192,26 +200,27 @@ class Chat:
         """Call the model, and show how its answer grows."""
         if self._client is None:
             self._client = make_client(self.spec)
-        whole: AIMessageChunk | None = None
+        chunks: list[AIMessageChunk] = []
+        length = 0
         told = time.monotonic()
         for chunk in stream(self._client, self.spec, messages, tools, max_tokens, force):
-            self.session.check_stop()
             if isinstance(chunk, AIMessageChunk):
-                whole = chunk if whole is None else whole + chunk
+                chunks.append(chunk)
+                length += len(str(chunk.text))
             if time.monotonic() - told > 2.0:
                 told = time.monotonic()
-                text = f"{self.spec} answers: {len(str(whole and whole.content))} characters"
+                text = f"{self.spec} answers: {length} characters"
                 self.session.say(self.role, text, True)
-        return answer_of(whole)
+        return answer_of(add_ai_message_chunks(*chunks) if chunks else None)
 
     def _wait(self, trouble: Trouble, pause_s: float) -> None:
         """Wait before another try, and say so.
 
         Raises:
-            SlipstreamError: the wait would outlast the run.
+            OutOfTimeError: the wait would outlast the run.
         """
         if pause_s > self.session.left_s():
-            raise SlipstreamError(
+            raise OutOfTimeError(
                 f"{trouble.advice}; it asks for {pause_s:.0f} s, the run has less left"
             )
         self.session.say(self.role, f"{trouble.what}: again in {pause_s:.0f} s", False)

@@ -1,5 +1,6 @@
 """LangChain's clients behind one small value: what a model is asked with, and what it answered."""
 
+import ipaddress
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from .prices import Usage
 from .specs import ModelSpec
 
 _TIMEOUT_S = 300.0
+# How LangChain names tokens that were written to a cache.
+_WRITTEN = ("cache_creation", "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,10 @@ def answer_of(whole: AIMessageChunk | None) -> Answer:
         input=found["input_tokens"] if found else 0,
         output=found["output_tokens"] if found else 0,
         cached_read=details.get("cache_read") or 0,
-        cached_write=details.get("cache_creation") or 0,
+        cached_write=sum(details.get(name) or 0 for name in _WRITTEN),
     )
     calls = tuple(
-        ToolCall(call["name"], call["args"], call["id"] or f"call-{index}")
+        ToolCall(call["name"], _clean(call["args"]), call["id"] or f"call-{index}")
         for index, call in enumerate(whole.tool_calls)
     )
     ends = (whole.response_metadata.get(n) for n in ("finish_reason", "stop_reason", "status"))
@@ -137,13 +140,17 @@ def answer_of(whole: AIMessageChunk | None) -> Answer:
     if whole.invalid_tool_calls:
         bad = whole.invalid_tool_calls[0]
         malformed = f"the arguments of {bad['name']} are not JSON: {str(bad['args'])[:200]!r}"
-    elif why in ("length", "max_tokens"):  # LangChain closes open brackets: calls look whole
+    elif why in (
+        "length",
+        "max_tokens",
+        "incomplete",
+    ):  # LangChain closes open brackets: calls look whole
         malformed = "the answer was cut off: it was too long"
     elif why is None:
-        malformed = "the answer broke off"
+        malformed, usage = "the answer broke off", Usage()  # what it cost in the end isn't known
     elif not calls and not whole.text and not refused:
         malformed = "an empty answer"
-    return Answer(str(whole.text), calls, malformed, refused, usage)
+    return Answer(_clean(str(whole.text)), calls, malformed, refused, usage)
 
 
 def plain(message: BaseMessage) -> str:
@@ -159,5 +166,18 @@ def plain(message: BaseMessage) -> str:
 def is_local(spec: ModelSpec) -> bool:
     """Whether a model runs on a server nearby, where no one sends a bill."""
     host = urlsplit(spec.base_url or "").hostname or ""
-    private = ("127.", "10.", "192.168.", "172.")
-    return host != "" and ("." not in host or host.startswith(private) or host.endswith(".local"))
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host != "" and ("." not in host or host.endswith(".local"))
+    return address.is_private or address.is_loopback
+
+
+def _clean(value: Any) -> Any:
+    """Return a value of JSON's kinds whose texts can be written down, whatever they hold."""
+    if isinstance(value, str):
+        whole = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return whole.replace("\0", "")
+    if isinstance(value, dict):
+        return {_clean(name): _clean(held) for name, held in value.items()}
+    return [_clean(held) for held in value] if isinstance(value, list) else value

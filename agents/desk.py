@@ -15,8 +15,9 @@ from slipstream.kernels.variants import Tree
 MAX_FILE = 200_000  # bytes
 MAX_TREE = 4_000_000
 MAX_SHOWN = 16_000  # characters of one answer
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_SUFFIXES = (".py", ".cpp", ".h", ".cu", ".cuh")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_MAX_DEPTH = 6
+SUFFIXES = (".py", ".cpp", ".h", ".cu", ".cuh")
 _MAX_HITS = 60
 
 
@@ -102,7 +103,7 @@ class Desk:
         """
         if path in self._files:
             raise DeskError(f"{path} is there already: edit it")
-        _check_name(path)
+        self.check_name(path)
         self._write(path, content)
         return f"{path}: created"
 
@@ -137,10 +138,28 @@ class Desk:
                 self.set_levers(_settings(content))
                 continue
             if path not in self._files:
-                _check_name(path)
+                self.check_name(path)
             self._write(path, content.decode(errors="replace"))
         for path in set(self._files) - set(files):
             self.delete(path)
+
+    def check_name(self, path: str) -> None:
+        """Make sure that a file of this name can be part of the tree.
+
+        Raises:
+            DeskError: it can't.
+        """
+        parts = PurePosixPath(path).parts
+        inside = 1 < len(parts) <= _MAX_DEPTH and parts[0] == "engine"
+        named = all(_NAME.fullmatch(part) for part in parts) and "/".join(parts) == path
+        if not inside or not named or not path.endswith(SUFFIXES):
+            wanted = ", ".join(SUFFIXES)
+            raise DeskError(
+                f"{path!r} can't be part of an engine: write engine/NAME, with {wanted}"
+            )
+        folders = {str(folder) for folder in PurePosixPath(path).parents}
+        if folders & self._files.keys() or any(n.startswith(f"{path}/") for n in self._files):
+            raise DeskError(f"{path!r}: a file can't be a folder, too")
 
     def _text(self, path: str) -> str:
         if path not in self._files:
@@ -155,14 +174,6 @@ class Desk:
         if len(data) > MAX_FILE or rest + len(data) > MAX_TREE:
             raise DeskError(f"{path}: {len(data)} bytes are too much")
         self._files[path] = data
-
-
-def _check_name(path: str) -> None:
-    parts = PurePosixPath(path).parts
-    inside = len(parts) > 1 and parts[0] == "engine" and all(_NAME.fullmatch(p) for p in parts)
-    if not inside or not path.endswith(_SUFFIXES) or "/".join(parts) != path:
-        wanted = ", ".join(_SUFFIXES)
-        raise DeskError(f"{path!r} can't be part of an engine: write engine/NAME, with {wanted}")
 
 
 def _settings(content: bytes) -> dict[str, str]:

@@ -100,7 +100,7 @@ class ModelBenchmarker:
         facts = _facts(hypothesis, judgement)
         if seen:
             facts += "\n\nLooked at besides:\n" + "\n".join(
-                f"- {one.kind} {one.subject}: {one.text}" for one in seen
+                quote(f"{one.subject}: {one.text}", f"a look, {one.kind}") for one in seen
             )
         figures = {float(n) for n in _NUMBER.findall(facts)}
 
@@ -146,12 +146,14 @@ class ModelBenchmarker:
 
 def _facts(hypothesis: Hypothesis, judgement: Judgement) -> str:
     """Return what was measured; the hypothesis' own words are a planner's, so they are quoted."""
-    told = f"{hypothesis.mechanism}\nwould be refuted by: {hypothesis.falsifier or 'not said'}"
+    told = f"{hypothesis.target or 'no change'}\n{hypothesis.mechanism}\n"
+    told += f"would be refuted by: {hypothesis.falsifier or 'not said'}"
     lines = [
-        f"Experiment {hypothesis.id} on {hypothesis.parent}: {hypothesis.target or 'no change'}",
-        quote(told, f"the hypothesis of {hypothesis.agent}", 2000),
+        f"Experiment {hypothesis.id} on {hypothesis.parent}",
+        quote(told, f"the hypothesis of {hypothesis.agent}", 2500),
         f"predicted: {hypothesis.predicted_gain:+.1%}",
-        f"verdict: {judgement.verdict} ({judgement.cause}); {judgement.reason}",
+        f"verdict: {judgement.verdict} ({judgement.cause})",
+        quote(judgement.reason, "the rule, or the engine's own error", 600),
     ]
     if judgement.gain is not None:
         low, high = judgement.gain.interval()

@@ -12,7 +12,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage, To
 
 from slipstream.kernels.levers import CATALOGUE
 from slipstream.kernels.variants import Tree
-from slipstream.memory.records import Hypothesis
+from slipstream.memory.records import Hypothesis, is_edit
 
 from .chat import Chat, TooLongError
 from .clients import Answer, ToolCall
@@ -33,12 +33,13 @@ from .coder_tools import (
 from .desk import MAX_SHOWN, Desk, DeskError
 from .prompting import brief_coder, prompt_of
 from .quoting import quote
-from .roles import CoderError, Workbench, is_edit
+from .roles import CoderError, Workbench
 from .tools import Arguments, parsed, schema_of
 
 MAX_STEPS = 60
 _MAX_MISTAKES = 4
 _SAME_TOLD, _SAME_ENOUGH = 2, 4
+_MAX_TALKS = 8
 
 
 class ModelCoder:
@@ -61,17 +62,21 @@ class ModelCoder:
             return start
         talk = _Talk(self._chat, hypothesis, bench, Desk(start))
         talk.parent = parent
-        self._talks = {hypothesis.id: talk, **_last(self._talks)}
+        self._talks[hypothesis.id] = talk
+        while len(self._talks) > _MAX_TALKS:  # each holds a whole tree and all that was said
+            self._talks.pop(next(iter(self._talks)))
         return talk.hold(brief_coder(hypothesis, bench))
 
     def repair(
         self, hypothesis: Hypothesis, tree: Tree, error: str, bench: Workbench
     ) -> Tree | None:
         """Go on with the conversation: the engine as it was handed in failed."""
+        if not is_edit(hypothesis):
+            return None  # levers don't get better by editing what they set
         talk = self._talks.get(hypothesis.id)
         if talk is None:  # of an earlier session
             talk = _Talk(self._chat, hypothesis, bench, Desk(tree))
-            talk.parent = tree
+            talk.parent, talk.name = tree, f"{hypothesis.id} repair of {tree.id}"
             self._talks[hypothesis.id] = talk
             told = f"{brief_coder(hypothesis, bench)}\n\nThe variant is written already, and fails:"
         else:
@@ -94,6 +99,7 @@ class _Talk:
     desk: Desk
     parent: Tree | None = None
     repairs: int = 0
+    name: str = ""  # of the conversation, if not the hypothesis'
     messages: list[BaseMessage] = field(default_factory=lambda: [SystemMessage(prompt_of("coder"))])
     asked: int = 0
     _seen: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -108,7 +114,7 @@ class _Talk:
         tools = [schema_of(name, arguments) for name, arguments in CODER_TOOLS.items()]
         mistakes = 0
         for _ in range(MAX_STEPS):
-            if self.bench.left_s <= 0:
+            if not self._has_time():
                 raise CoderError("its time was over before the variant was done")
             answer = self._ask(tools)
             if problem := _problem(answer):
@@ -117,6 +123,7 @@ class _Talk:
                     raise CoderError(f"{self.chat.spec}: {problem}, {mistakes} times")
                 self.messages.append(HumanMessage(f"{problem}. Answer by calling a tool."))
                 continue
+            mistakes = 0
             self.messages.append(answer.message)
             done = False
             for call in answer.calls:
@@ -127,12 +134,16 @@ class _Talk:
                 return self.desk.tree
         raise CoderError(f"not done after {MAX_STEPS} steps")
 
+    def _has_time(self) -> bool:
+        name = f"{self.name or self.hypothesis.id} has time for #{self.asked + 1}"
+        return bool(self.chat.session.cassette.observe(name, lambda: self.bench.left_s > 0))
+
     def _ask(self, tools: list[dict[str, object]]) -> Answer:
         self.asked += 1
-        name = self.hypothesis.id
+        occasion, experiment = self.name or self.hypothesis.id, self.hypothesis.id
         try:
             return self.chat.ask(
-                self.messages, tools, occasion=f"{name} #{self.asked}", experiment=name
+                self.messages, tools, occasion=f"{occasion} #{self.asked}", experiment=experiment
             )
         except TooLongError as error:
             raise CoderError(f"the conversation became too long: {error}") from error
@@ -188,7 +199,8 @@ class _Talk:
         raise DeskError(f"no such tool: {type(asked).__name__}")
 
     def _finish(self) -> tuple[str, bool]:
-        if self.parent is not None and self.desk.tree.id == self.parent.id and not self.repairs:
+        same = self.parent is not None and self.desk.tree.engine_id == self.parent.engine_id
+        if same and not self.repairs:
             return "not done: nothing is changed yet; edit the source, or give up", False
         return "handed in", True
 
@@ -198,7 +210,7 @@ class _Talk:
         Raises:
             CoderError: it didn't listen.
         """
-        key = (f"{call.name} {sorted(call.arguments.items())}", said)
+        key = (f"{call.name} {sorted(call.arguments.items())} {self.desk.tree.id}", said)
         self._seen[key] += 1
         count = self._seen[key]
         if count >= _SAME_ENOUGH:
@@ -218,8 +230,3 @@ def _problem(answer: Answer) -> str:
     if answer.malformed:
         return f"the answer could not be used: {answer.malformed}"
     return "" if answer.calls else "no tool was called"
-
-
-def _last(talks: dict[str, _Talk]) -> dict[str, _Talk]:
-    """Keep a few conversations only: each holds a whole tree and all that was said."""
-    return dict(list(talks.items())[:7])

@@ -6,20 +6,24 @@ come to its senses costs the round nothing but its own ideas: the offline planne
 """
 
 import math
-from typing import Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from pydantic import Field
 
 from slipstream.kernels.fit import refusal
+from slipstream.kernels.levers import CATALOGUE
+from slipstream.memory.ledger import Correction
+from slipstream.memory.records import EDIT
 
-from .chat import Chat
+from .chat import Chat, TooLongError
 from .clients import Answer, ToolCall
 from .desk import Desk, DeskError
 from .offline_planner import OfflinePlanner
 from .prompting import describe, prompt_of
 from .quoting import quote
-from .roles import EDIT, Briefing, Planner, Proposal
+from .roles import Briefing, Planner, Proposal
 from .tools import Arguments, parsed, schema_of
 
 _MAX_READS = 16
@@ -35,7 +39,7 @@ class Idea(Arguments):
     levers: dict[str, str] = Field(
         default_factory=dict, description="levers that change, with their new values"
     )
-    files: list[str] = Field(
+    files: list[Annotated[str, Field(max_length=200)]] = Field(
         default_factory=list, max_length=8, description="of an edit: the files that it touches"
     )
     mechanism: str = Field(
@@ -114,7 +118,8 @@ class ModelPlanner:
             problem = talk.problem
         text = f"{self.name} gave no usable plan ({problem}): {self._fallback.name} plans"
         self._chat.session.say("planner", text, False)
-        return self._fallback.plan(briefing, count)
+        stand_in = self._fallback
+        return [replace(one, agent=stand_in.name) for one in stand_in.plan(briefing, count)]
 
 
 class _Talk:
@@ -138,7 +143,11 @@ class _Talk:
         for turn in range(_MAX_READS + _MAX_MISTAKES):
             force = "propose" if turn >= _MAX_READS else None
             occasion = f"{self._occasion} #{turn}"
-            answer = self._chat.ask(messages, tools, occasion=occasion, force=force)
+            try:
+                answer = self._chat.ask(messages, tools, occasion=occasion, force=force)
+            except TooLongError as error:
+                self.problem = str(error)
+                break
             problem = _problem(answer)
             if problem:
                 mistakes, self.problem = mistakes + 1, problem
@@ -225,18 +234,24 @@ class _Talk:
             return "an edit names the files that it touches"
         if self._desk is None:
             return "the source is not at hand, so it can't be edited"
+        for path in idea.files:
+            if path not in self._desk.tree.files:
+                try:
+                    self._desk.check_name(path)  # a new one
+                except DeskError as error:
+                    return str(error)
         return ""
 
     def _proposal(self, idea: Idea) -> Proposal:
         settings = {**self._briefing.champion_settings, **idea.levers}
-        changed = [n for n, v in idea.levers.items() if self._briefing.champion_settings[n] != v]
+        champion = self._briefing.champion_settings
+        changed = [name for name in CATALOGUE if settings[name] != champion[name]]
         is_edit = idea.kind == "edit"
         levers = [f"{name}={settings[name]}" for name in sorted(changed)]
         edited = ", ".join(sorted(set(idea.files)))
-        known = {found.lever: found for found in self._briefing.calibration}
         lever = "+".join([EDIT] * is_edit + changed)
-        own = known.get(lever)
-        factor = own.factor if own is not None and own.agent == self._chat_name else 1.0
+        known = {found.lever: found for found in self._own_calibration()}
+        factor = known[lever].factor if lever in known else 1.0
         return Proposal(
             lever=lever,
             settings=settings,
@@ -248,6 +263,9 @@ class _Talk:
             falsifier=idea.falsifier,
             agent=self._chat_name,
         )
+
+    def _own_calibration(self) -> list[Correction]:
+        return [one for one in self._briefing.calibration if one.agent == self._chat_name]
 
     @property
     def _chat_name(self) -> str:

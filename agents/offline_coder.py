@@ -1,9 +1,9 @@
 """The coder that needs no key: it sets levers and writes no source."""
 
 from slipstream.kernels.variants import Tree
-from slipstream.memory.records import Hypothesis
+from slipstream.memory.records import Hypothesis, is_edit
 
-from .roles import CoderError, Workbench, is_edit
+from .roles import CoderError, Workbench
 
 
 class OfflineCoder:

@@ -18,15 +18,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from slipstream.evaluation import sandbox
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.redaction import redact
 from slipstream.kernels.variants import Tree, read_tree
 from slipstream.memory.costs import Cost
-from slipstream.memory.records import Hypothesis
+from slipstream.memory.records import Hypothesis, is_edit
 
-from .desk import MAX_TREE, Desk, DeskError
+from .desk import MAX_TREE, SUFFIXES, Desk, DeskError
 from .prompting import brief_coder, prompt_of
 from .quoting import quote
-from .roles import CoderError, Workbench, is_edit
+from .roles import CoderError, Workbench
 from .session import Session
 
 ALLOWED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TERM", "TMPDIR", "TZ")
@@ -76,7 +78,7 @@ class OutsideCoder:
             return start
         brief = f"{prompt_of('outside_coder')}\n\n{brief_coder(hypothesis, bench)}"
         tree = self._work(hypothesis, start, brief, bench, "implement")
-        if tree.id == parent.id:
+        if tree.engine_id == parent.engine_id:
             raise CoderError(f"{self.name} changed nothing")
         return tree
 
@@ -88,6 +90,8 @@ class OutsideCoder:
             f"{prompt_of('outside_coder')}\n\n{brief_coder(hypothesis, bench)}\n\n"
             f"It is written already, and fails:\n{quote(error, 'the engine', 6000)}\nRepair it."
         )
+        if not is_edit(hypothesis):
+            return None
         try:
             mended = self._work(hypothesis, tree, brief, bench, f"repair of {tree.id}")
         except CoderError as reason:
@@ -127,13 +131,18 @@ class OutsideCoder:
                 target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content)
-            problem = self._call(folder, brief, limit_s)
-            wall_s = time.monotonic() - begun
-            session.costs.end(name, outcome=problem[:80] or "ok", wall_s=wall_s)
+            problem = "it was interrupted"
+            try:
+                problem = self._call(folder, brief, limit_s)
+            finally:
+                wall_s = time.monotonic() - begun
+                session.costs.end(name, outcome=problem[:80] or "ok", wall_s=wall_s)
             if problem:
                 return {"files": {}, "problem": problem}
-            (folder / _BRIEF).unlink(missing_ok=True)
-            return _left(folder, set(start.files))
+            try:
+                return _left(folder, set(start.files))
+            except (OSError, UnicodeError) as error:
+                return {"files": {}, "problem": f"what it left can't be read: {error}"}
 
     def _call(self, folder: Path, brief: str, limit_s: float) -> str:
         """Run the command and wait for it; return what went wrong, or nothing."""
@@ -148,7 +157,7 @@ class OutsideCoder:
             told.seek(0)
             try:
                 child = subprocess.Popen(
-                    self._command,
+                    [*_own_processes(), *self._command],
                     cwd=folder,
                     env=environment,
                     stdin=told,
@@ -172,7 +181,8 @@ class OutsideCoder:
             if child.returncode:
                 size = output.seek(0, os.SEEK_END)
                 output.seek(max(0, size - _SHOWN))
-                last = output.read().decode(errors="replace").strip().splitlines()[-1:] or [""]
+                printed = redact(output.read().decode(errors="replace"))
+                last = printed.strip().splitlines()[-1:] or [""]
                 return f"{self.name} ended with code {child.returncode}: {last[0][:300]}"
         return ""
 
@@ -188,15 +198,30 @@ def _left(folder: Path, known: set[str]) -> dict[str, object]:
     files = {
         name: content.decode(errors="replace")
         for name, content in read_tree(folder).files.items()
-        if name in known or name.startswith("engine/")
+        if name in known or (name.startswith("engine/") and name.endswith(SUFFIXES))
     }
     if "levers.json" not in files:
         return {"files": {}, "problem": "it left no levers.json"}
     return {"files": files, "problem": ""}
 
 
+def _own_processes() -> list[str]:
+    """Return what gives a command a process namespace of its own, so that all of it ends with it.
+
+    Where bubblewrap doesn't start, its processes are found by a mark in their environment.
+    """
+    if sandbox.problem():
+        return []
+    return [
+        *(shutil.which("bwrap") or "bwrap", "--dev-bind", "/", "/", "--proc", "/proc"),
+        *("--unshare-pid", "--die-with-parent", "--"),
+    ]
+
+
 def _end_all(mark: str, child: "subprocess.Popen[bytes]") -> None:
     """Kill the command and whatever it has started, in whatever session that is now."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
     for _ in range(20):
         found = list(_marked(mark))
         for process in found:

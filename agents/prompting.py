@@ -1,6 +1,7 @@
 """A briefing as a prompt: figures from code as they are, words of others as quoted data."""
 
 import math
+import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -39,7 +40,7 @@ def describe(briefing: Briefing) -> str:
             ("What is known of levers on this kind of machine", _ledger(briefing)),
             ("Being tried by others right now", _claimed(briefing)),
             ("How predictions came true", _calibration(briefing)),
-            ("Refused in this round", _lines(briefing.refused)),
+            ("Refused in this round", _refused(briefing)),
             ("Board", _posts(briefing)),
             ("Directions of the researcher", _lines(briefing.directions)[-_MAX_DIRECTIONS:]),
             ("Left of the budget", _left(briefing)),
@@ -84,13 +85,18 @@ def _profile(briefing: Briefing) -> str:
     if found is None:
         return ""
     rows = [
-        f"{row.name}: {1e6 * row.time_s:.0f} µs ({row.share:.0%}), reads "
+        f"{_plain_name(row.name)}: {1e6 * row.time_s:.0f} µs ({row.share:.0%}), reads "
         f"{row.read_bytes / 1e6:.1f} MB"
         + (f", {row.roofline:.0%} of the roofline" if row.roofline else "")
         for row in found.components
     ]
     whole = f"a token: {1e3 * found.token_s:.2f} ms; first token {found.first_token_s:.3f} s"
     return "\n".join([*rows, whole])
+
+
+def _plain_name(name: str) -> str:
+    """Return a component's name without what isn't one: engines choose their names."""
+    return re.sub(r"[^A-Za-z0-9 ._+-]", "", name)[:40]
 
 
 def _levers(briefing: Briefing) -> str:
@@ -144,6 +150,10 @@ def _calibration(briefing: Briefing) -> str:
 
 def _average(total: float, count: int) -> str:
     return f"{math.expm1(total / count):+.1%}"
+
+
+def _refused(briefing: Briefing) -> str:
+    return "\n".join(quote(text, "memory") for text in briefing.refused)
 
 
 def _posts(briefing: Briefing) -> str:

@@ -123,14 +123,6 @@ class Briefing:
     search: Callable[[str], list[Hit]] = lambda _: []
 
 
-EDIT = "edit"  # the lever of a hypothesis that changes source
-
-
-def is_edit(hypothesis: Hypothesis) -> bool:
-    """Whether a hypothesis asks for source; one that only sets levers needs nobody to write it."""
-    return hypothesis.lever.split("+")[0] == EDIT
-
-
 @dataclass(frozen=True)
 class Proposal:
     """A hypothesis before it has a name.

@@ -23,7 +23,7 @@ class Purse:
     run: str
     costs: Costs
     limit: float | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def left(self) -> float | None:
@@ -36,7 +36,7 @@ class Purse:
         Raises:
             OutOfMoneyError: the run has less left than that.
         """
-        with self._lock:  # two coders don't commit the same dollar
+        with self.lock:
             left = self.left
             if left is not None and (cost.usd or 0.0) > left:
                 raise OutOfMoneyError(

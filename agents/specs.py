@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.redaction import redact
 
 OFFLINE = "offline"
 COMMAND = "cmd:"
@@ -32,7 +33,8 @@ class ModelSpec:
     def key_variable(self) -> str:
         """The environment variable that holds the key for where requests go.
 
-        A provider's key goes to that provider only: another server gets one of its own.
+        A provider's key goes to that provider only (or where its own OPENAI_BASE_URL points);
+        another server gets one of its own.
         """
         if self.base_url is None:
             return _PROVIDERS[self.provider]
@@ -68,6 +70,12 @@ def parse_model(text: str) -> ModelSpec:
         raise SlipstreamError(f"model {text!r}: write one of {_EXAMPLES}")
     if base_url and urlsplit(base_url).scheme not in ("http", "https"):
         raise SlipstreamError(f"model {text!r}: after @ comes a URL like http://localhost:8000/v1")
+    parts = urlsplit(base_url)
+    if parts.username or parts.password or parts.query:
+        raise SlipstreamError(
+            f"model {provider}:{name}: its URL holds more than an address; a key goes into the "
+            "environment, where nobody writes it down"
+        )
     return ModelSpec(provider, name, base_url.rstrip("/") or None)
 
 
@@ -122,6 +130,11 @@ class AgentSpecs:
             if role == "coder" and asked.startswith(COMMAND):
                 if not asked.removeprefix(COMMAND).strip():
                     raise SlipstreamError("coder 'cmd:': after it comes a command, like claude -p")
+                if redact(asked) != asked:
+                    raise SlipstreamError(
+                        f"coder {redact(asked)!r}: its command line holds a key, and would be "
+                        "written down; let it read a variable (--coder-env NAME)"
+                    )
                 continue
             models = parse_models(asked)
             if role == "benchmarker" and len(models) > 1:

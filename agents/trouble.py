@@ -1,6 +1,8 @@
 """What a failed call of a model means, whether it passes, and what its user can do."""
 
+import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from slipstream.evaluation.errors import StopRequested
@@ -40,9 +42,12 @@ def diagnose(error: Exception, spec: ModelSpec) -> Trouble | None:
         return None
     status = getattr(error, "status_code", None)
     said = redact(str(getattr(error, "message", "") or error)).replace("\n", " ")[:_SHOWN]
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if _is_too_long(error, status, said, kinds):
+        advice = f"model {spec}: the conversation is too long for it ({said})"
+        return Trouble("too long", advice, passes=False, too_long=True)
     if status is not None:
         return _by_status(int(status), error, said, spec)
-    kinds = {kind.__name__ for kind in type(error).__mro__}
     if "Timeout" in type(error).__name__:
         advice = f"model {spec}: no answer in time ({said}); try again later"
         return Trouble("no answer in time", advice, passes=True, may_be_billed=True)
@@ -77,8 +82,14 @@ def _by_status(status: int, error: Exception, said: str, spec: ModelSpec) -> Tro
         advice = f"model {spec}: the server fails ({status}): {said}; try again later"
         return Trouble(f"server error {status}", advice, True, _retry_after(error))
     advice = f"model {spec}: the request was refused ({status}): {said}"
-    too_long = "ContextOverflow" in type(error).__name__ or "context_length" in _codes(error)
-    return Trouble(f"refused with {status}", advice, passes=False, too_long=too_long)
+    return Trouble(f"refused with {status}", advice, passes=False)
+
+
+def _is_too_long(error: Exception, status: int | None, said: str, kinds: set[str]) -> bool:
+    if "ContextOverflowError" in kinds or "context_length" in _codes(error):
+        return True
+    signs = ("context length", "context size", "context window", "too long", "too large")
+    return status in (400, 413) and any(sign in said.lower() for sign in signs)
 
 
 def _retry_after(error: Exception) -> float | None:
@@ -88,7 +99,10 @@ def _retry_after(error: Exception) -> float | None:
             return max(0.0, float(headers[name]) * unit_s)
         except (KeyError, ValueError):
             continue
-    return None
+    try:
+        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except (KeyError, ValueError, TypeError):
+        return None
 
 
 def _has_no_money(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 _NAMED = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 _LEAST = 8  # shorter values are words, and would black out half of a text
 _SHAPES = re.compile(
-    r"sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
+    r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}"
     r"|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|(?<=[Bb]earer )[A-Za-z0-9._~+/-]{16,}"
 )
 _BLACK = "[redacted]"
@@ -34,7 +34,7 @@ def redact_all(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {redact_all(name): redact_all(held) for name, held in value.items()}
     if isinstance(value, list | tuple):
-        if value and isinstance(value[0], int | float):
+        if all(isinstance(held, int | float) for held in value):
             return value  # tokens, figures: long, and without a text
         return [redact_all(held) for held in value]
     return value

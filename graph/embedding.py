@@ -12,6 +12,7 @@ model with any further fields:
 from typing import Any, Protocol
 
 from slipstream.evaluation.acceptance import Judgement, Verdict
+from slipstream.evaluation.errors import OutOfMoneyError, OutOfTimeError
 
 from .context import LoopContext
 from .implement import build_variant
@@ -34,12 +35,17 @@ class Node(Protocol):
 def planner_node(context: LoopContext) -> Node:
     """Return a node that writes this round's hypotheses down and returns their ids.
 
-    Where the host's state has no champion yet, it measures the starting point first.
+    Where the host's state has no champion yet, it measures the starting point first. There are no
+    hypotheses once the run's money or time is spent.
     """
 
     def node(state: Any) -> dict[str, Any]:
         champion = _field(state, "champion") or starting_champion(context)
-        changes = write_hypotheses(context.run, _field(state, "round") or 0, champion, context)
+        try:
+            changes = write_hypotheses(context.run, _field(state, "round") or 0, champion, context)
+        except (OutOfMoneyError, OutOfTimeError) as error:
+            context.say("planner", str(error))
+            changes = {"hypotheses": ()}
         return {**changes, "champion": champion}
 
     return node

@@ -7,7 +7,7 @@ from langgraph.runtime import Runtime
 
 from slipstream.agents.roles import CoderError
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
-from slipstream.evaluation.errors import EngineError, OutOfMoneyError
+from slipstream.evaluation.errors import EngineError, OutOfMoneyError, OutOfTimeError
 from slipstream.kernels.fit import refusal
 from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Experiment, Hypothesis, Variant
@@ -53,20 +53,37 @@ def _written(
     bench = LoopBench(context, hypothesis)
     try:
         tree = context.coder.implement(hypothesis, parent, bench)
-        failure = _try_out(tree, context, hypothesis)
-        for _ in range(context.max_repairs):
-            if failure is None or failure.cause is not Cause.ENGINE:
-                break
-            mended = context.coder.repair(hypothesis, tree, _told(failure, context), bench)
-            if mended is None:
-                break
-            context.evaluator.release(tree.id)
-            tree, failure = mended, _try_out(mended, context, hypothesis)
     except CoderError as error:
         return parent, Judgement(Verdict.FAILED, Cause.CODER, str(error))
-    except OutOfMoneyError as error:
+    except (OutOfMoneyError, OutOfTimeError) as error:
         return parent, Judgement(Verdict.INCONCLUSIVE, Cause.CODER, str(error))
+    failure = _try_out(tree, context, hypothesis)
+    for _ in range(context.max_repairs):
+        if failure is None or failure.cause is not Cause.ENGINE:
+            break
+        mended = _repaired(tree, failure, hypothesis, bench, context)
+        if mended is None:
+            break
+        with context.evaluator_lock:
+            context.evaluator.release(tree.id)
+        tree, failure = mended, _try_out(mended, context, hypothesis)
     return tree, failure
+
+
+def _repaired(
+    tree: Tree,
+    failure: Judgement,
+    hypothesis: Hypothesis,
+    bench: LoopBench,
+    context: LoopContext,
+) -> Tree | None:
+    name = f"failure of {tree.id} for {hypothesis.id}"  # a second start may print another log
+    told = str(context.tape.observe(name, lambda: _told(failure, context)))
+    try:
+        return context.coder.repair(hypothesis, tree, told, bench)
+    except (OutOfMoneyError, OutOfTimeError) as error:
+        context.say("coder", f"{hypothesis.id}: no repair: {error}")
+        return None
 
 
 def _told(failure: Judgement, context: LoopContext) -> str:

@@ -12,7 +12,12 @@ from langgraph.runtime import Runtime
 
 from slipstream.agents.roles import Look, LookLimits
 from slipstream.evaluation.acceptance import Judgement
-from slipstream.evaluation.errors import EngineError, OutOfMoneyError
+from slipstream.evaluation.errors import (
+    EngineError,
+    OutOfMoneyError,
+    OutOfTimeError,
+    SlipstreamError,
+)
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.statistics import estimate
 from slipstream.kernels.variants import Tree
@@ -42,7 +47,8 @@ def look_at(hypothesis_id: str, judgement: Judgement, context: LoopContext) -> N
         looks = context.benchmarker.look(
             hypothesis, judgement, changes(candidate, rival), LookLimits()
         )
-    except OutOfMoneyError:
+    except (OutOfMoneyError, OutOfTimeError, SlipstreamError) as error:
+        context.say("benchmarker", f"{hypothesis_id}: no further look: {error}")
         return
     known = {one.id for one in context.memory.observations(hypothesis_id)}
     for index, one in enumerate(looks[: LookLimits().looks]):

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from filelock import Timeout
 from pydantic import TypeAdapter
@@ -97,7 +98,7 @@ def open_context(
         except ClaimedError as error:
             raise SlipstreamError(f"run {run_id} is being worked on: {error}") from error
         challenge = Challenge.model_validate(run.rules)
-        no_sandbox = str(tape.observe("no sandbox", sandbox.problem))
+        no_sandbox = str(_looked_at(tape, "no sandbox", sandbox.problem))
         if reason := no_sandbox:
             emit(Event("setup", f"no sandbox, so only the shipped engine's source runs: {reason}"))
         variants = VariantStore(make_dir(data_dir() / "variants"))
@@ -125,7 +126,7 @@ def open_context(
         workshop = Workshop(folder / "workshop.git")
         workshop.open()
         stack.callback(workshop.close)
-        found = tape.observe("machine", lambda: _machine(challenge, hardware.num_cores))
+        found = _looked_at(tape, "machine", lambda: _machine(challenge, hardware.num_cores))
         tape.observe("shape", lambda: SHAPE.dump_python(bench.shape, mode="json"))
         tape.observe("documents", lambda: bench.num_documents)
         budget = Budget(run.budget_minutes, run.budget_experiments, run.spent_s)
@@ -163,6 +164,15 @@ def open_context(
             emit=emit,
             stopping=stopping,
         )
+
+
+def _looked_at(tape: Cassette, name: str, look: Callable[[], Any]) -> Any:
+    """Return how things are now, in every session anew; in a replay, how they were."""
+    if tape.replaying:
+        return tape.observe(name, look)
+    value = look()
+    tape.note(name, value)
+    return value
 
 
 def _session(

@@ -8,7 +8,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command, Overwrite, Send
 
 from slipstream.agents.roles import Briefing, Proposal
-from slipstream.evaluation.errors import OutOfMoneyError
+from slipstream.evaluation.errors import OutOfMoneyError, OutOfTimeError
 from slipstream.memory.duplicates import Idea, find_refutation
 from slipstream.memory.records import Hypothesis
 
@@ -25,7 +25,7 @@ def plan(
     """Ask the planner; one coder per hypothesis goes to work."""
     try:
         changes = write_hypotheses(state.run, state.round, state.champion, runtime.context)
-    except OutOfMoneyError as error:
+    except (OutOfMoneyError, OutOfTimeError) as error:
         return Command(goto="verify", update={"hypotheses": (), "stop": str(error)})
     if not changes["hypotheses"]:
         return Command(goto="verify", update={**changes, "stop": "nothing left to try"})

@@ -6,12 +6,12 @@ from typing import Any
 from langgraph.runtime import Runtime
 
 from slipstream.agents.offline_benchmarker import OfflineBenchmarker
-from slipstream.agents.roles import EDIT, Explanation, is_edit
+from slipstream.agents.roles import Explanation
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
-from slipstream.evaluation.errors import OutOfMoneyError
+from slipstream.evaluation.errors import OutOfMoneyError, OutOfTimeError, SlipstreamError
 from slipstream.evaluation.trust import exposure
 from slipstream.memory.claims import StaleClaimError
-from slipstream.memory.records import Experiment, Finding, Hypothesis
+from slipstream.memory.records import EDIT, Experiment, Finding, Hypothesis, is_edit
 
 from .claiming import ClaimedError
 from .context import LoopContext
@@ -62,10 +62,12 @@ def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -
 
 
 def _explain(hypothesis: Hypothesis, judgement: Judgement, context: LoopContext) -> Explanation:
-    seen = context.memory.observations(hypothesis.id)
+    seen, who = context.memory.observations(hypothesis.id), context.benchmarker.name
     try:
         return context.benchmarker.explain(hypothesis, judgement, seen)
-    except OutOfMoneyError:  # a verdict doesn't wait for words
+    except (OutOfMoneyError, OutOfTimeError, SlipstreamError) as error:
+        # A verdict doesn't wait for words.
+        context.say("benchmarker", f"{hypothesis.id}: not explained by {who}: {error}")
         return OfflineBenchmarker().explain(hypothesis, judgement, seen)
 
 

@@ -146,9 +146,9 @@ class StandIn:
         """Nothing is held."""
 
     def _end(self, variant: str) -> Iterator[_T]:
-        self._raise(f"measure {variant}")
         if self._tape.noted(f"{OUT_OF_TIME} {variant}"):
             raise OutOfTimeError
+        self._raise(f"measure {variant}")
         raise SlipstreamError(
             f"replay: the recording ends while {variant} is measured; there it was interrupted"
         )

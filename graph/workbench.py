@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from slipstream.agents.quoting import quote
 from slipstream.evaluation.errors import EngineError
-from slipstream.evaluation.gates import GATES, DocumentScore
+from slipstream.evaluation.gates import GATES, DocumentScore, report
 from slipstream.evaluation.prompts import Split
 from slipstream.kernels.fit import refusal
 from slipstream.kernels.variants import Tree
@@ -85,7 +86,7 @@ class LoopBench:
         if not context.num_documents:
             return "this challenge doesn't judge quality: there is nothing to compare with"
         if trouble := self._run(tree):
-            return f"it doesn't run: {trouble}"
+            return f"it doesn't run:\n{quote(trouble, 'the engine', _LOG_SHOWN)}"
         scores: list[DocumentScore] = []
         with context.evaluator_lock:
             try:
@@ -94,14 +95,12 @@ class LoopBench:
                     if len(scores) == _DOCUMENTS:
                         break
             except EngineError as error:
-                return f"it fails: {error}\n{error.log[-_LOG_SHOWN:]}".strip()
+                told = f"{error}\n{error.log[-_LOG_SHOWN:]}"
+                return f"it fails:\n{quote(told, 'the engine', 2 * _LOG_SHOWN)}"
             finally:
                 context.evaluator.release(tree.id)
-        count = sum(score.num_tokens for score in scores)
-        rise = math.exp(sum(s.nll - s.nll_reference for s in scores) / count) - 1
-        kl = sum(score.kl for score in scores) / count
-        top1 = sum(score.top1_matches for score in scores) / count
+        found = report(scores)
         return (
-            f"against the reference, on {count} tokens of {len(scores)} documents: PPL "
-            f"{rise:+.2%}, KL {kl:.5f}, top-1 {top1:.1%}"
+            f"against the reference, on {found.num_tokens} tokens of {len(scores)} documents: PPL "
+            f"{found.ppl_rise:+.2%}, KL {found.kl:.5f}, top-1 {found.top1:.1%}"
         )

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 
 from slipstream.evaluation.acceptance import Cause
+from slipstream.evaluation.redaction import redact_all
 
 from .database import Database
 from .queries import TABLES, insert_or_ignore
@@ -100,13 +101,13 @@ class Costs:
 
     def begin(self, cost: Cost) -> None:
         """Write down that something begins, and the most that it can cost."""
-        row = asdict(replace(cost, started_at=cost.started_at or time.time()))
+        row = redact_all(asdict(replace(cost, started_at=cost.started_at or time.time())))
         statement = insert_or_ignore(self._database.dialect, _COSTS)
         self._database.write(lambda connection: connection.execute(statement, row))
 
     def end(self, name: str, **found: Any) -> None:
         """Write down what it did cost: outcome, tokens, usd, wall_s."""
-        statement = update(_COSTS).where(_COSTS.c.id == name).values(**found)
+        statement = update(_COSTS).where(_COSTS.c.id == name).values(**redact_all(found))
         self._database.write(lambda connection: connection.execute(statement))
 
     def of_run(self, run: str) -> list[Cost]:

@@ -17,6 +17,7 @@ from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.challenge import Tier
 
 from .queries import TABLES
+from .records import EDIT
 from .store import Memory
 
 REOPEN_SPEEDUP = 1.5  # what had no gain is worth another try once the rest got this much faster
@@ -98,7 +99,7 @@ def find_refutation(memory: Memory, idea: Idea) -> Refutation | None:
 
 def likeness(idea: Idea, mechanism: str) -> float:
     """Return how alike two ideas with the same lever and target are, 0 to 100."""
-    if "=" in idea.target:  # it says all: these levers, these values
+    if idea.lever.split("+")[0] != EDIT and "=" in idea.target:  # it says all: levers and values
         return 100.0
     return float(fuzz.token_set_ratio(_words(idea.mechanism), _words(mechanism)))
 

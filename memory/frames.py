@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from .costs import Costs
 from .leaderboard import leaderboard
 from .store import Memory
 
@@ -63,6 +64,11 @@ def leaderboard_frame(memory: Memory, challenge: str, machine: str) -> pd.DataFr
 def findings_frame(memory: Memory) -> pd.DataFrame:
     """Return one row per finding."""
     return _frame([asdict(finding) for finding in memory.findings()])
+
+
+def costs_frame(memory: Memory, run: str) -> pd.DataFrame:
+    """Return one row per model call or stretch of measuring of a run: tokens, usd, seconds."""
+    return _frame([asdict(cost) for cost in Costs(memory.database).of_run(run)])
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

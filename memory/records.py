@@ -93,6 +93,14 @@ class Hypothesis:
     falsifier: str = ""
 
 
+EDIT = "edit"  # the lever of a hypothesis that changes source
+
+
+def is_edit(hypothesis: Hypothesis) -> bool:
+    """Whether a hypothesis asks for source; one that only sets levers needs nobody to write it."""
+    return hypothesis.lever.split("+")[0] == EDIT
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A hypothesis carried through, with its verdict once there is one."""

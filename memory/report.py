@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .chart import progress_chart
 from .leaderboard import Standing, leaderboard
-from .records import Experiment, Run
+from .records import Experiment, Run, is_edit
 from .store import Memory
 
 
@@ -49,7 +49,7 @@ def _idea(memory: Memory, experiment: Experiment) -> str:
     if not experiment.hypothesis:
         return f"`{experiment.variant}` against {experiment.rival}."
     idea = memory.hypothesis(experiment.hypothesis)
-    what = idea.target if idea.target and "=" not in idea.target else idea.lever
+    what = idea.target if is_edit(idea) else idea.lever
     text = (
         f"{what} on `{idea.parent}` → `{experiment.variant}`, predicted "
         f"{idea.predicted_gain:+.1%}: {idea.mechanism}."

@@ -2,6 +2,7 @@
 
 import getpass
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,7 +110,11 @@ def ask_terminal(question: dict[str, str]) -> tuple[bool, str] | None:
     ready, _, _ = select.select([sys.stdin], [], [], 1.0)
     if not ready:
         return None
-    said = sys.stdin.readline().strip()
+    line = sys.stdin.readline()
+    if not line:  # the terminal is gone: wait for `slipstream approve`
+        time.sleep(1.0)
+        return None
+    said = line.strip()
     word, _, why = said.partition(" ")
     if word.lower() in ("y", "yes", "n", "no"):
         return word.lower() in ("y", "yes"), why

@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.messages import AIMessageChunk, HumanMessage, SystemMessage
+from langchain_core.messages.tool import ToolCallChunk
 from model_server import Call, Cut, Fail, Garbage, ModelServer, Reply, Request, Say
 
 from slipstream.agents.chat import Chat, TooLongError
-from slipstream.agents.clients import Answer
+from slipstream.agents.clients import Answer, answer_of, is_local
 from slipstream.agents.coder_tools import Edit
 from slipstream.agents.prices import Price, Usage, price_of
 from slipstream.agents.session import Purse, Session
 from slipstream.agents.specs import AgentSpecs, ModelSpec, parse_model, parse_models
 from slipstream.agents.tools import schema_of
-from slipstream.evaluation.errors import OutOfMoneyError, SlipstreamError
+from slipstream.evaluation.errors import OutOfMoneyError, OutOfTimeError, SlipstreamError
 from slipstream.memory.cassette import NoCassette, Recorder
 from slipstream.memory.costs import Costs
 from slipstream.memory.records import Run, RunState
@@ -116,7 +117,7 @@ def test_retry_after_is_honoured(session: Session) -> None:
         ask(server, session)
         assert time.monotonic() - begun >= 1.0
     with ModelServer(lambda _: Fail(429, retry_after=3600.0)) as server:
-        with pytest.raises(SlipstreamError, match="asks for 3600 s, the run has less left"):
+        with pytest.raises(OutOfTimeError, match="asks for 3600 s, the run has less left"):
             ask(server, session, turn=1)
         assert len(server.requests) == 1
 
@@ -125,6 +126,43 @@ def test_too_long_a_conversation_is_no_crash(session: Session) -> None:
     fault = Fail(400, message="prompt is too long: 300000 tokens > 200000 maximum")
     with ModelServer(lambda _: fault) as server, pytest.raises(TooLongError):
         ask(server, session, "anthropic")
+
+
+@pytest.mark.parametrize(
+    "text", ["the maximum context length is 8192 tokens", "exceeds the available context size"]
+)
+def test_compatible_servers_have_their_own_words_for_it(session: Session, text: str) -> None:
+    with ModelServer(lambda _: Fail(400, message=text)) as server, pytest.raises(TooLongError):
+        ask(server, session)
+
+
+def test_what_a_model_dreams_up_can_be_written_down() -> None:
+    arguments = json.dumps({"path": "a\ud800.py", "old": "x\0", "new": ["\ud83d\ude00"]})
+    piece = ToolCallChunk(name="edit", args=arguments, id="1", index=0, type="tool_call_chunk")
+    chunk = AIMessageChunk(
+        "\ud83d text", tool_call_chunks=[piece], response_metadata={"finish_reason": "tool_calls"}
+    )
+    answer = answer_of(chunk)
+    assert answer.text == "\ufffd text"
+    assert answer.calls[0].arguments == {"path": "a\ufffd.py", "old": "x", "new": ["😀"]}
+
+
+@pytest.mark.parametrize(
+    ("url", "local"),
+    [
+        ("http://localhost:8000/v1", True),
+        ("http://127.0.0.1/v1", True),
+        ("http://192.168.1.5/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://gpu.local/v1", True),
+        ("http://172.217.0.1/v1", False),
+        ("http://10.example.com/v1", False),
+        ("http://[2001:4860::8888]/v1", False),
+        ("https://api.together.xyz/v1", False),
+    ],
+)
+def test_only_what_is_nearby_is_free(url: str, local: bool) -> None:
+    assert is_local(ModelSpec("openai", "m", url)) is local
 
 
 def test_money_is_committed_before_the_call(
@@ -188,6 +226,8 @@ def test_prices() -> None:
         ("openai:", "write one of"),
         ("openai:m@localhost", "comes a URL"),
         ("openai:a,openai:a", "comes twice"),
+        ("openai:m@http://me:secret@host/v1", "more than an address"),
+        ("openai:m@http://host/v1?key=1", "more than an address"),
     ],
 )
 def test_specs_say_what_they_want(text: str, said: str) -> None:
@@ -206,5 +246,7 @@ def test_keys_come_from_the_environment_and_go_home_only(monkeypatch: pytest.Mon
     with pytest.raises(SlipstreamError, match="export HF_TOKEN="):
         parse_model("openai:m@https://router.huggingface.co/v1").key()
     AgentSpecs(coder="cmd:claude -p").check()
+    with pytest.raises(SlipstreamError, match="holds a key"):
+        AgentSpecs(coder="cmd:agent --key sk-0123456789abcdefghij").check()
     with pytest.raises(SlipstreamError, match="after it comes a command"):
         AgentSpecs(coder="cmd:").check()

@@ -20,6 +20,9 @@ OUTSIDE = (
     "~/.ssh/id.py",
     "engine/a\x00.py",
     "engine\\new.py",
+    "engine/norm.py/new.py",
+    f"engine/{'x' * 300}.py",
+    "engine/a/b/c/d/e/f/g/h.py",
 )
 
 

@@ -135,6 +135,30 @@ def test_how_a_coder_fails(
         ModelCoder(chat_with(script, "coder")).implement(IDEA, SEED, Bench())
 
 
+def test_running_again_after_an_edit_is_no_circle(chat_with: ChatWith) -> None:
+    steps: list[Call | Reply] = []
+    for number in range(6):
+        old = '"""Root-mean' if number == 0 else f'"""Root {number - 1} mean'
+        new = f'"""Root {number} mean'
+        steps += [Call("edit", {"path": "engine/norm.py", "old": old, "new": new})]
+        steps += [Call("run", {})]
+    tree = ModelCoder(chat_with(calls(*steps, FINISH), "coder")).implement(IDEA, SEED, Bench())
+    assert b"Root 5 mean" in tree.files["engine/norm.py"]
+
+
+def test_an_edit_without_an_edit_is_not_handed_in(chat_with: ChatWith) -> None:
+    idea = replace(IDEA, lever="edit+fuse", settings={**SEED_SETTINGS, "fuse": "qkv"})
+    told: list[str] = []
+    steps = calls(FINISH, EDIT, FINISH)
+
+    def script(request: Request) -> Reply:
+        told.append(request.messages[-1].text)
+        return steps(request)
+
+    ModelCoder(chat_with(script, "coder")).implement(idea, SEED, Bench())
+    assert "nothing is changed yet" in told[1]
+
+
 def test_coder_has_so_many_steps_and_no_more(chat_with: ChatWith) -> None:
     count = iter(range(10_000))
     script = lambda _: Say(calls=(Call("search", {"text": f"word {next(count)}"}),))  # noqa: E731

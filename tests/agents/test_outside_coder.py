@@ -9,6 +9,7 @@ import pytest
 from slipstream.agents.outside_coder import OutsideCoder
 from slipstream.agents.roles import CoderError
 from slipstream.agents.session import Purse, Session
+from slipstream.evaluation import sandbox
 from slipstream.evaluation.errors import SlipstreamError, StopRequested
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import Tree, seed_tree
@@ -91,33 +92,43 @@ pathlib.Path("engine/seen.py").write_text(repr(sorted(os.environ.items())))
     assert "not-for-everybody" not in seen
 
 
-def test_whatever_it_started_ends_with_its_time(memory: Memory, tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
+@pytest.mark.parametrize("how", ["namespace", "mark"])
+def test_whatever_it_started_ends_with_its_time(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how == "mark":
+        monkeypatch.setattr("slipstream.evaluation.sandbox.problem", lambda: "none here")
+    elif sandbox.problem():
+        pytest.skip(sandbox.problem())
+    sign = f"600.{time.time_ns() % 10**9}"
     program = f"""
-import os, subprocess, sys, time
+import subprocess, sys, time
+clean = {{}} if {how!r} == "namespace" else None  # even without the mark in their environment
 for _ in range(3):  # grandchildren in sessions of their own
     subprocess.Popen([sys.executable, "-c",
-        "import os, subprocess, sys, time;"
-        "p = subprocess.Popen(['sleep', '600'], start_new_session=True);"
-        "open({str(pids)!r}, 'a').write(f'{{os.getpid()}} {{p.pid}} ');"
-        "time.sleep(600)"], start_new_session=True)
-time.sleep(600)
+        "import subprocess, time; subprocess.Popen(['sleep', '{sign}'], start_new_session=True);"
+        "time.sleep({sign})"], start_new_session=True, env=clean)
+time.sleep({sign})
 """
     begun = time.monotonic()
     with pytest.raises(CoderError, match="not done after 3 s, and was stopped"):
         coder(memory, program, tmp_path, limit_s=3.0).implement(IDEA, SEED, Bench())
     assert time.monotonic() - begun < 30
-    started = [int(pid) for pid in pids.read_text().split()]
-    assert len(started) == 6
-    assert not [pid for pid in started if _runs(pid)]
+    assert not _running(sign)
 
 
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+def _running(sign: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if sign.encode() in line and state != "Z":
+                found.append(entry.name)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -127,8 +138,11 @@ def _runs(pid: int) -> bool:
         ("import sys; print('out of credit'); sys.exit(4)", "ended with code 4: out of credit"),
         ("import os; os.symlink('/etc/passwd', 'engine/x.py')", "it left a link"),
         ("import os; os.remove('levers.json')", "it left no levers.json"),
+        (
+            "import sys; print('bad key sk-0123456789abcdefgh'); sys.exit(1)",
+            r"bad key \[redacted\]",
+        ),
         ("open('levers.json', 'w').write('{')", "left no engine"),
-        ("open('engine/run.sh', 'w').write('rm')", "can't be part of an engine"),
     ],
 )
 def test_bad_ends_say_what_happened(

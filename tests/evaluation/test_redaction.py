@@ -30,5 +30,5 @@ def test_what_is_a_key_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_code_stays_as_it_is() -> None:
-    text = "mask-to-token = task-specific; risk-free disk-cache, tokens=[1, 2]"
+    text = "mask-out-padding-positions-early; task-specific; disk-cache, tokens=[1, 2]"
     assert redact(text) == text

@@ -20,6 +20,7 @@ from slipstream.graph.replaying import replay
 from slipstream.graph.session import new_run
 from slipstream.memory.board import Board
 from slipstream.memory.costs import Costs, bill
+from slipstream.memory.frames import costs_frame
 from slipstream.memory.records import RunState
 from slipstream.memory.steering import answer, steer
 
@@ -221,6 +222,9 @@ def test_dollars_are_a_hard_limit(
     assert "of the budget of $0.30" in outcome.stop
     assert max(committed) <= 0.3
     assert server.requests
+    assert costs_frame(loop.memory, run)["usd"].sum() == pytest.approx(
+        Costs(loop.memory.database).usd(run)
+    )
     found = bill(loop.memory, run)
     ok = sum(c.outcome == "ok" for c in Costs(loop.memory.database).of_run(run) if c.usd)
     assert found.total.usd == pytest.approx(ok * (100 * 10 + 20 * 50) * 1e-6)
