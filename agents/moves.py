@@ -96,6 +96,20 @@ class KnowingBriefing(Briefing):
         entries = [self.known.get(change) for change in move.changed.items()]
         return any(entry is not None and entry.status in _DOUBTFUL for entry in entries)
 
+    def worked(self, changed: dict[str, str]) -> bool:
+        """Whether each of these values was kept somewhere, and never refuted."""
+        entries = [self.known.get(change) for change in changed.items()]
+        return all(entry is not None and entry.status == "works" for entry in entries)
+
+    def correction_of(self, changed: dict[str, str]) -> float:
+        """Return what to multiply the predicted log gain of a change by.
+
+        Other values of a lever that disappointed don't speak against one that worked.
+        """
+        correction = self.corrections.get("+".join(changed))
+        factor = correction.factor if correction else 1.0
+        return max(1.0, factor) if self.worked(changed) else factor
+
     def rank(self, move: Move) -> tuple[bool, float]:
         """Return what to sort moves by: the best first, doubtful ones last but not never."""
         return (self.is_doubtful(move), -move.gain)
@@ -146,6 +160,21 @@ def bundle(briefing: KnowingBriefing, moves: list[Move]) -> Move | None:
     return move_to(briefing, changed) if len(changed) > 1 else None
 
 
+def reunion(briefing: KnowingBriefing, moves: list[Move]) -> Move | None:
+    """Return in one move what worked one by one elsewhere, if that is a move.
+
+    It was kept on another challenge of this family and kind of machine, so it is likely to do well
+    here; together it costs one experiment. The gates judge all of it, as they judge any move.
+    """
+    changed: dict[str, str] = {}
+    for move in moves:  # the best come first
+        if move.gain > 0 and briefing.worked(move.changed):
+            for name, value in move.changed.items():
+                changed.setdefault(name, value)
+    together = move_to(briefing, changed)
+    return together if len(changed) > 1 and is_allowed(together, briefing) else None
+
+
 def _is_harmless(lever: Lever) -> bool:
     """Whether a lever can neither touch quality nor make every start slow."""
     return lever.risk is Risk.NONE and lever.load_s <= 5.0
@@ -162,9 +191,8 @@ def move_to(briefing: KnowingBriefing, changed: dict[str, str]) -> Move:
         bandwidth_gbps=briefing.bandwidth_gbps,
         machine=briefing.machine,
     )
-    correction = briefing.corrections.get("+".join(changed))
-    factor = correction.factor if correction else 1.0
-    return Move(settings, changed, prediction, math.expm1(factor * math.log1p(prediction.gain)))
+    gain = math.expm1(briefing.correction_of(changed) * math.log1p(prediction.gain))
+    return Move(settings, changed, prediction, gain)
 
 
 def is_allowed(move: Move, briefing: KnowingBriefing) -> bool:

@@ -1,10 +1,11 @@
 """The planner that needs no key: Optuna over the levers, seeded by byte arithmetic.
 
-Each round it ranks moves from the champion by predicted gain: every single lever, and one bundle of
-all levers that can't touch quality, because each costs a whole experiment and none has a reason to
-disturb another. Predicted gains are corrected by how earlier predictions came true. Every fourth
-proposal goes to exploration: in turn a lever that nobody has tried, or what Optuna's TPE sampler
-makes of all trials so far, with PPL as a constraint; and the next move of the least tried lineage.
+Each round it ranks moves from the champion by predicted gain: every single lever; one bundle of all
+levers that can't touch quality, because each costs a whole experiment and none has a reason to
+disturb another; and one of all that worked on other challenges of this family and machine.
+Predicted gains are corrected by how earlier predictions came true. Every fourth proposal goes to
+exploration: in turn a lever that nobody has tried, or what Optuna's TPE sampler makes of all trials
+so far, with PPL as a constraint; and the next move of the least tried lineage.
 """
 
 from dataclasses import replace
@@ -22,6 +23,7 @@ from .moves import (
     key_of,
     mixture,
     move_to,
+    reunion,
     single_moves,
 )
 from .roles import Briefing, Proposal, Trial
@@ -89,9 +91,10 @@ class OfflinePlanner:
     ) -> Move | None:
         moves = sorted(single_moves(briefing, tried), key=briefing.rank)
         promising = [move for move in moves if move.gain > 0]
-        together = bundle(briefing, moves)
-        if together is not None and key_of(together.settings) not in tried:
-            promising = sorted([*promising, together], key=briefing.rank)
+        for together in (bundle(briefing, moves), reunion(briefing, moves)):
+            if together is not None and key_of(together.settings) not in tried:
+                promising.append(together)
+        promising.sort(key=briefing.rank)
         if explore or not promising:
             touched = {name for trial in briefing.trials for name in trial.changed}
             # A lever that nobody has touched here comes before a new mixture of known ones, and

@@ -208,3 +208,42 @@ def test_now_and_then_it_goes_on_from_the_least_tried_island() -> None:
     assert proposal.prior_gain is not None
     assert 1 + proposal.predicted_gain < 1 / 0.8
     assert first(replace(told, islands=())).parent is None
+
+
+WORKED_ELSEWHERE = (
+    entry("step", "native", kept=2),
+    entry("weights", "int4-g32", kept=1),
+    entry("weights", "int4-g64", quality=1),
+    entry("head", "int8", kept=1),
+    entry("head", "int4-g32", kept=1, quality=1),
+)
+
+
+def test_what_worked_elsewhere_comes_first_in_one_move() -> None:
+    told = replace(FRESH, ledger=WORKED_ELSEWHERE)
+    together = first(told)
+    assert changed(together, told) == {"step": "native", "weights": "int4-g32", "head": "int8"}
+    assert together.predicted_gain > first(FRESH).predicted_gain
+
+
+def test_what_worked_elsewhere_is_not_repeated_once_it_is_known_here() -> None:
+    there = {"step": "native", "weights": "int4-g32", "head": "int8"}
+    lost = trial(Verdict.REJECTED, Cause.QUALITY, **there)
+    refused = replace(FRESH, ledger=WORKED_ELSEWHERE, trials=(lost,))
+    for proposal in OfflinePlanner().plan(refused, 20):
+        assert not set(there.items()) <= set(proposal.settings.items())
+    champion = replace(refused, trials=(), champion_settings={**SEED_SETTINGS, **there})
+    assert len(changed(first(champion), champion)) == 1
+
+
+def test_one_lever_that_worked_is_a_move_like_any() -> None:
+    told = replace(FRESH, ledger=(entry("head", "int8", kept=1),))
+    assert first(told) == first(FRESH)
+
+
+def test_what_worked_is_not_talked_down_by_other_values_of_its_lever() -> None:
+    useless = Correction("offline-planner", "weights", 9, 9 * 0.4, -9 * 0.4)
+    told = replace(NATIVE, corrections={"weights": useless})
+    assert changed(first(told), told).get("weights") is None
+    worked = replace(told, ledger=(entry("weights", "int4-g32", kept=1),))
+    assert changed(first(worked), worked) == {"weights": "int4-g32"}
