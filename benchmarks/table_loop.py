@@ -74,14 +74,26 @@ class LeverTable:
         return self.tps[self.key(settings)][workload]
 
     def scores(self, settings: Settings, split: Split) -> Sequence[DocumentScore]:
-        found = fit.effective(settings)
-        rounding = tuple(found[name] for name in ("weights", "head", "activations"))
-        return self.documents[rounding].get(split, ())
+        return self.documents[_rounding(settings)].get(split, ())
 
-    def passes(self, settings: Settings, tier: Tier) -> bool:
-        """Whether both splits pass the gate; the held-out one isn't there if public fails."""
-        every = [self.scores(settings, split) for split in Split]
-        return all(scores and not gate_refusal(report(scores), tier) for scores in every)
+    def best(self, workload: str, tier: Tier) -> tuple[Settings, float]:
+        """Return the fastest combination that passes the tier's gate."""
+        allowed = self.allowed(tier)
+        settings = max(allowed, key=lambda settings: self.speed(settings, workload))
+        return settings, self.speed(settings, workload)
+
+    def allowed(self, tier: Tier) -> list[Settings]:
+        """Return the combinations whose rounding passes the tier's gate on both splits.
+
+        A rounding that fails on the public one wasn't scored on the other.
+        """
+        passing = {
+            rounding
+            for rounding, scores in self.documents.items()
+            if all(split in scores and not gate_refusal(report(scores[split]), tier)
+                   for split in Split)
+        }  # fmt: skip
+        return [settings for settings in self.settings if _rounding(settings) in passing]
 
     @cached_property
     def num_documents(self) -> int:
@@ -93,11 +105,10 @@ class LeverTable:
     def settings(self) -> list[Settings]:
         return [dict(zip(SEED_SETTINGS, key, strict=True)) for key in self.tps]
 
-    def best(self, workload: str, tier: Tier) -> tuple[Settings, float]:
-        """Return the fastest combination that passes the tier's gate."""
-        allowed = [settings for settings in self.settings if self.passes(settings, tier)]
-        settings = max(allowed, key=lambda settings: self.speed(settings, workload))
-        return settings, self.speed(settings, workload)
+
+def _rounding(settings: Settings) -> tuple[str, ...]:
+    found = fit.effective(settings)
+    return tuple(found[name] for name in ("weights", "head", "activations"))
 
 
 def load_table(folder: Path = DATA) -> LeverTable:
