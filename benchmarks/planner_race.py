@@ -18,9 +18,11 @@ than the cap, which makes its mean too small, never too large.
 `ratio_vs_random` is the mean of the planner with memory over random's, `ratio_without_memory` that
 of the one without. `p_memory` is a one-sided Wilcoxon signed-rank test, paired by seed: does
 remembering take fewer experiments? Seeds draw the noise, TPE's samples and random's settings; table
-and task are one, so p says that the difference is not noise, not how large it is elsewhere. Writes the curve, the mean best-so-far share of the optimum by
-experiment, to `data/planner_race.csv`: a search ends when it is there, and its curve stays at what
-it had. The last line is JSON.
+and task are one, so p says that the difference is not noise, not how large it is elsewhere.
+
+Writes the curve, the mean best-so-far share of the optimum by experiment, to
+`data/planner_race.csv`: a search ends when it is there, and its curve stays at what it had. The
+last line is JSON.
 """
 
 import argparse
