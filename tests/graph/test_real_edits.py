@@ -190,10 +190,10 @@ def test_each_edit_gets_the_right_verdict(story: Story) -> None:
     changed = difference(trees[0], trees[1])
     assert "engine/norm.py" in changed
     assert "engine/attention.py" in changed
-    # The coder saw what the compiler said, and memory keeps it.
+    # The coder saw what the compiler said, and the verdict says it.
     told = [m.text for r in story.server.requests for m in r.messages if m.role == "user"]
     assert any("missing" in text and "not declared" in text for text in told)
-    assert story.races[3].log
+    assert "not declared" in story.races[3].reason
     # `check` compared with the reference.
     tools = [m.text for r in story.server.requests for m in r.messages if m.role == "tool"]
     assert any("against the reference" in text and "PPL" in text for text in tools)
