@@ -33,7 +33,7 @@ device = "cpu"
 num_tokens = 32
 num_prompts = 24
 [quality]
-documents = 8
+documents = 4
 continuation_tokens = 32
 [acceptance]
 screen_pairs = 3
