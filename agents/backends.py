@@ -1,6 +1,6 @@
 """Makes the three roles' backends of what they were asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from slipstream.kernels.variants import Tree
 from slipstream.memory import tracks
@@ -87,16 +87,10 @@ class PlannerPool:
     def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
         """Return the chosen planner's proposals."""
         place = f"round {briefing.round} after {len(briefing.planned)}"
-
-        def draw() -> str:
-            return choose(
-                self._tracks_of("planner", list(self._planners)),
-                seed=f"{self._session.seed} planner {place}",
-                experiments=briefing.left.experiments,
-                budget_usd=self._session.purse.limit,
-            )
-
-        chosen = str(self._session.cassette.observe(f"who plans {place}", draw))
+        experiments = briefing.left.experiments
+        chosen = _drawn(
+            "planner", self._planners, place, experiments, self._session, self._tracks_of
+        )
         self._session.say("planner", f"{chosen} plans", False)
         return self._planners[chosen].plan(briefing, count)
 
@@ -123,12 +117,24 @@ class CoderPool:
         return self._coders[self._writer_of(hypothesis)].repair(hypothesis, tree, error, bench)
 
     def _writer_of(self, hypothesis: Hypothesis) -> str:
-        def draw() -> str:
-            return choose(
-                self._tracks_of("coder", list(self._coders)),
-                seed=f"{self._session.seed} coder {hypothesis.id}",
-                experiments=_SOME_EXPERIMENTS,
-                budget_usd=self._session.purse.limit,
-            )
+        names, place = self._coders, hypothesis.id
+        return _drawn("coder", names, place, _SOME_EXPERIMENTS, self._session, self._tracks_of)
 
-        return str(self._session.cassette.observe(f"who writes {hypothesis.id}", draw))
+
+def _drawn(
+    role: str,
+    names: Iterable[str],
+    place: str,
+    experiments: int,
+    session: Session,
+    tracks_of: TracksOf,
+) -> str:
+    """Return who has a role in some place; drawn once, as later costs would draw another."""
+
+    def draw() -> str:
+        tracks = tracks_of(role, list(names))
+        seed = f"{session.seed} {role} {place}"
+        limit = session.purse.limit
+        return choose(tracks, seed=seed, experiments=experiments, budget_usd=limit)
+
+    return str(session.cassette.observe(f"{role} of {place}", draw))

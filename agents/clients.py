@@ -56,6 +56,13 @@ class Answer:
         return cls(**{**data, "calls": calls, "usage": Usage(**data["usage"])})
 
     @property
+    def problem(self) -> str:
+        """What keeps the answer from being acted on; empty if nothing does."""
+        if self.refused:
+            return "you refused"
+        return self.malformed or ("" if self.calls else "no tool was called")
+
+    @property
     def message(self) -> AIMessage:
         """The answer as a message of the conversation."""
         calls = [{"name": c.name, "args": c.arguments, "id": c.id} for c in self.calls]

@@ -2,26 +2,8 @@
 
 from pydantic import Field
 
+from .reading_tools import READING_TOOLS
 from .tools import Arguments
-
-
-class ListFiles(Arguments):
-    """List the engine's files."""
-
-
-class ReadFile(Arguments):
-    """Read lines of a file."""
-
-    path: str
-    first: int = Field(1, ge=1)
-    count: int = Field(250, ge=1, le=600)
-
-
-class Search(Arguments):
-    """Find the lines that hold a text, in one file or in all."""
-
-    text: str = Field(min_length=1, max_length=300)
-    path: str = ""
 
 
 class Edit(Arguments):
@@ -72,9 +54,7 @@ class GiveUp(Arguments):
 
 
 CODER_TOOLS: dict[str, type[Arguments]] = {
-    "list_files": ListFiles,
-    "read_file": ReadFile,
-    "search": Search,
+    **READING_TOOLS,
     "edit": Edit,
     "create": Create,
     "delete": Delete,

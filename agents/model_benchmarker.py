@@ -131,7 +131,7 @@ class ModelBenchmarker:
                 )
             except TooLongError:
                 break
-            problem = answer.malformed or ("you refused" if answer.refused else "")
+            problem = answer.problem
             call = next((call for call in answer.calls if call.name == name), None)
             if call is not None and not problem:
                 reply = parsed(kind, call.arguments)

@@ -24,17 +24,15 @@ from .coder_tools import (
     Edit,
     Finish,
     GiveUp,
-    ListFiles,
-    ReadFile,
     Run,
-    Search,
     SetLevers,
 )
-from .desk import MAX_SHOWN, Desk, DeskError
+from .desk import Desk, DeskError
 from .prompting import brief_coder, prompt_of
 from .quoting import quote
+from .reading_tools import read
 from .roles import CoderError, Workbench
-from .tools import Arguments, parsed, schema_of
+from .tools import Arguments, schema_of, understood
 
 MAX_STEPS = 60
 _MAX_MISTAKES = 4
@@ -117,11 +115,11 @@ class _Talk:
             if not self._has_time():
                 raise CoderError("its time was over before the variant was done")
             answer = self._ask(tools)
-            if problem := _problem(answer):
+            if problem := answer.problem:
                 mistakes += 1
                 if mistakes == _MAX_MISTAKES:
                     raise CoderError(f"{self.chat.spec}: {problem}, {mistakes} times")
-                self.messages.append(HumanMessage(f"{problem}. Answer by calling a tool."))
+                self.messages.append(HumanMessage(f"Not usable: {problem}. Call a tool."))
                 continue
             mistakes = 0
             self.messages.append(answer.message)
@@ -154,12 +152,9 @@ class _Talk:
         Raises:
             CoderError: the model gives up.
         """
-        kind = CODER_TOOLS.get(call.name)
-        if kind is None:
-            return f"there is no tool {call.name!r}; there are {', '.join(CODER_TOOLS)}", False
-        asked = parsed(kind, call.arguments)
+        asked = understood(CODER_TOOLS, call.name, call.arguments)
         if isinstance(asked, str):
-            return f"not done: {asked}", False
+            return asked, False
         try:
             match asked:
                 case GiveUp():
@@ -178,13 +173,6 @@ class _Talk:
     def _on_desk(self, asked: Arguments) -> str:
         desk = self.desk
         match asked:
-            case ListFiles():
-                return desk.list_files()
-            case ReadFile():
-                text = desk.read(asked.path, asked.first, asked.count)
-                return quote(text, asked.path, MAX_SHOWN + 500)
-            case Search():
-                return quote(desk.search(asked.text, asked.path), "the source", MAX_SHOWN)
             case Edit():
                 return desk.edit(asked.path, asked.old, asked.new)
             case Create():
@@ -196,7 +184,7 @@ class _Talk:
                 if unknown:
                     raise DeskError(f"no lever {unknown[0]!r}; there are {', '.join(CATALOGUE)}")
                 return desk.set_levers(asked.levers)
-        raise DeskError(f"no such tool: {type(asked).__name__}")
+        return read(desk, asked)
 
     def _finish(self) -> tuple[str, bool]:
         same = self.parent is not None and self.desk.tree.engine_id == self.parent.engine_id
@@ -222,11 +210,3 @@ class _Talk:
 
 def _quoted(error: str, good: str) -> str:
     return quote(error, "the engine", 6000) if error else good
-
-
-def _problem(answer: Answer) -> str:
-    if answer.refused:
-        return "you refused"
-    if answer.malformed:
-        return f"the answer could not be used: {answer.malformed}"
-    return "" if answer.calls else "no tool was called"

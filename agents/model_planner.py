@@ -7,10 +7,8 @@ come to its senses costs the round nothing but its own ideas: the offline planne
 
 import math
 from dataclasses import replace
-from typing import Annotated, Literal
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage, ToolMessage
-from pydantic import Field
 
 from slipstream.kernels.fit import refusal
 from slipstream.kernels.levers import CATALOGUE
@@ -18,82 +16,20 @@ from slipstream.memory.ledger import Correction
 from slipstream.memory.records import EDIT
 
 from .chat import Chat, TooLongError
-from .clients import Answer, ToolCall
+from .clients import ToolCall
 from .desk import Desk, DeskError
 from .offline_planner import OfflinePlanner
+from .planner_tools import PLANNER_TOOLS, Idea, Propose, SearchFindings
 from .prompting import describe, prompt_of
 from .quoting import quote
+from .reading_tools import read
 from .roles import Briefing, Planner, Proposal
-from .tools import Arguments, parsed, schema_of
+from .tools import parsed, schema_of, understood
 
 _MAX_READS = 16
 _MAX_MISTAKES = 3
 _MAX_HITS = 8
 _MAX_REFUSED = 2  # proposals of one round that memory speaks against
-
-
-class Idea(Arguments):
-    """One falsifiable hypothesis."""
-
-    kind: Literal["levers", "edit"] = Field(description="set levers only, or edit source as well")
-    levers: dict[str, str] = Field(
-        default_factory=dict, description="levers that change, with their new values"
-    )
-    files: list[Annotated[str, Field(max_length=200)]] = Field(
-        default_factory=list, max_length=8, description="of an edit: the files that it touches"
-    )
-    mechanism: str = Field(
-        min_length=20, max_length=1200, description="what changes, and why decoding gets faster"
-    )
-    arithmetic: str = Field(
-        min_length=5, max_length=500, description="the bytes or microseconds that it saves"
-    )
-    predicted_gain: float = Field(
-        gt=-0.9, lt=20, description="expected speed over the champion's, minus one: 0.1 is +10 %"
-    )
-    risk: str = Field(min_length=3, max_length=400, description="what it may break")
-    falsifier: str = Field(
-        min_length=5, max_length=400, description="what would show that the mechanism is wrong"
-    )
-
-
-class Propose(Arguments):
-    """Hand in your hypotheses, the best first."""
-
-    ideas: list[Idea] = Field(min_length=1, max_length=8)
-
-
-class SearchFindings(Arguments):
-    """Search what was learned in earlier experiments; all words have to occur."""
-
-    words: str = Field(min_length=1, max_length=200)
-
-
-class ListFiles(Arguments):
-    """List the files of the champion's engine."""
-
-
-class ReadFile(Arguments):
-    """Read lines of one of the engine's files."""
-
-    path: str
-    first: int = Field(1, ge=1)
-    count: int = Field(250, ge=1, le=600)
-
-
-class SearchCode(Arguments):
-    """Find the lines of the engine's source that hold a text."""
-
-    text: str = Field(min_length=1, max_length=200)
-
-
-_TOOLS: dict[str, type[Arguments]] = {
-    "search_findings": SearchFindings,
-    "list_files": ListFiles,
-    "read_file": ReadFile,
-    "search_code": SearchCode,
-    "propose": Propose,
-}
 
 
 class ModelPlanner:
@@ -138,7 +74,7 @@ class _Talk:
             SystemMessage(prompt_of("planner")),
             HumanMessage(f"{describe(self._briefing)}\n\n{ask}"),
         ]
-        tools = [schema_of(name, arguments) for name, arguments in _TOOLS.items()]
+        tools = [schema_of(name, arguments) for name, arguments in PLANNER_TOOLS.items()]
         mistakes = 0
         for turn in range(_MAX_READS + _MAX_MISTAKES):
             force = "propose" if turn >= _MAX_READS else None
@@ -148,12 +84,11 @@ class _Talk:
             except TooLongError as error:
                 self.problem = str(error)
                 break
-            problem = _problem(answer)
-            if problem:
+            if problem := answer.problem:
                 mistakes, self.problem = mistakes + 1, problem
                 if mistakes == _MAX_MISTAKES:
                     break
-                messages.append(HumanMessage(f"{problem}. Answer by calling a tool."))
+                messages.append(HumanMessage(f"Not usable: {problem}. Call a tool."))
                 continue
             messages.append(answer.message)
             proposals: list[Proposal] = []
@@ -171,25 +106,15 @@ class _Talk:
 
     def _read(self, call: ToolCall) -> str:
         """Do what a reading tool does; tools that it doesn't have do nothing."""
-        kind = _TOOLS.get(call.name)
-        if kind is None:
-            return f"there is no tool {call.name!r}; there are {', '.join(_TOOLS)}"
-        asked = parsed(kind, call.arguments)
+        asked = understood(PLANNER_TOOLS, call.name, call.arguments)
         if isinstance(asked, str):
-            return f"not done: {asked}"
+            return asked
         if isinstance(asked, SearchFindings):
             return self._search(asked.words)
         if self._desk is None:
             return "the source is not at hand"
         try:
-            match asked:
-                case ReadFile():
-                    text = self._desk.read(asked.path, asked.first, asked.count)
-                    return quote(text, asked.path, 20_000)
-                case SearchCode():
-                    return quote(self._desk.search(asked.text), "the engine's source", 8000)
-                case _:
-                    return self._desk.list_files()
+            return read(self._desk, asked)
         except DeskError as error:
             return f"not done: {error}"
 
@@ -261,21 +186,8 @@ class _Talk:
             target=", ".join([f"edit {edited}", *levers]) if is_edit else "",
             risk=idea.risk,
             falsifier=idea.falsifier,
-            agent=self._chat_name,
+            agent=str(self._chat.spec),
         )
 
     def _own_calibration(self) -> list[Correction]:
-        return [one for one in self._briefing.calibration if one.agent == self._chat_name]
-
-    @property
-    def _chat_name(self) -> str:
-        return str(self._chat.spec)
-
-
-def _problem(answer: Answer) -> str:
-    """Return what keeps an answer from being acted on."""
-    if answer.refused:
-        return "You refused to answer"
-    if answer.malformed:
-        return f"Your answer could not be used: {answer.malformed}"
-    return "" if answer.calls else "You called no tool"
+        return [one for one in self._briefing.calibration if one.agent == str(self._chat.spec)]

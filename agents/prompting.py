@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.gates import GATES
-from slipstream.kernels.census import bytes_per_token
+from slipstream.kernels.census import ModelShape, bytes_per_token
 from slipstream.kernels.fit import effective
-from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS
+from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Machine
 from slipstream.memory.records import Hypothesis
 
 from .quoting import quote
@@ -22,16 +23,22 @@ _MAX_DIRECTIONS = 6000
 
 @cache
 def prompt_of(role: str) -> str:
-    """Return a role's instructions: `planner.md` and its like, beside this file."""
-    return (Path(__file__).resolve().parent / f"{role}.md").read_text()
+    """Return a role's instructions: `planner.md` and its like, beside this file.
+
+    Coders are told the rules of an engine besides.
+    """
+    names = [role, "engine_rules"] if role.endswith("coder") else [role]
+    folder = Path(__file__).resolve().parent
+    return "\n".join((folder / f"{name}.md").read_text() for name in names)
 
 
 def describe(briefing: Briefing) -> str:
     """Return all that a planner is told before it asks for more."""
+    task = describe_task(briefing.shape, briefing.machine, briefing.rules)
     return "\n\n".join(
         f"## {title}\n{text}"
         for title, text in (
-            ("Challenge", _challenge(briefing)),
+            ("Challenge", f"{briefing.challenge}\n{task}"),
             ("Champion", _champion(briefing)),
             ("Where a token's time goes", _profile(briefing)),
             ("Levers", _levers(briefing)),
@@ -49,20 +56,21 @@ def describe(briefing: Briefing) -> str:
     )
 
 
-def _challenge(briefing: Briefing) -> str:
-    shape, machine = briefing.shape, briefing.machine
+def describe_task(shape: ModelShape, machine: Machine, rules: Challenge | None) -> str:
+    """Return the model, the machine, the workload and the gate, in words."""
     lines = [
-        f"{briefing.challenge}: {shape.family or 'decoder'} with {shape.num_layers} layers, hidden "
+        f"model: {shape.family or 'decoder'}, {shape.num_layers} layers, hidden "
         f"{shape.hidden_size}, MLP {shape.intermediate_size}, {shape.num_heads} query and "
         f"{shape.num_kv_heads} key/value heads of {shape.head_dim}, vocabulary {shape.vocab_size}",
-        f"machine: {machine.device}, {machine.num_cores} cores, reads "
-        f"{briefing.bandwidth_gbps:.1f} GB/s, compiler: {'yes' if machine.has_compiler else 'no'}",
+        f"machine: {machine.device}, {machine.num_cores} cores, "
+        f"{'a' if machine.has_compiler else 'no'} compiler",
     ]
-    if briefing.rules is not None:
-        work, gate = briefing.rules.workload, GATES[briefing.rules.tier]
+    if rules is not None:
+        work, gate = rules.workload, GATES[rules.tier]
         lines.append(
             f"workload: {work.num_tokens} greedy tokens after a prompt, prompt included in the "
-            f"time, batch 1; tier {briefing.rules.tier}: PPL at most +{gate.max_ppl_rise:.1%}"
+            f"time, batch 1, at most {work.max_context} positions; tier {rules.tier}: PPL at most "
+            f"+{gate.max_ppl_rise:.1%}"
             + (f", KL at most {gate.max_kl:g}" if math.isfinite(gate.max_kl) else "")
             + (f", top-1 at least {gate.min_top1:.0%}" if gate.min_top1 else "")
             + ", each at its 95 % bound"
@@ -76,7 +84,7 @@ def _champion(briefing: Briefing) -> str:
     return (
         f"{briefing.champion}: {briefing.champion_tps:.1f} tokens/s with "
         f"{_pulled(briefing.champion_settings)}; reads {read / 1e6:.0f} MB a token by its levers, "
-        f"so the roofline is {ceiling:.0f} tokens/s"
+        f"so at {briefing.bandwidth_gbps:.1f} GB/s the roofline is {ceiling:.0f} tokens/s"
     )
 
 

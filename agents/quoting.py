@@ -5,10 +5,11 @@ all the same is bounded by what its tools can do, which is decided elsewhere, in
 """
 
 import hashlib
-import re
+
+from slipstream.evaluation.plain_text import visible
 
 MAX_CHARACTERS = 600
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
+_MARK_LENGTH = 16  # in hex: nobody finds a text that holds that much of its own hash
 
 
 def quote(text: str, source: str, limit: int = MAX_CHARACTERS) -> str:
@@ -18,9 +19,9 @@ def quote(text: str, source: str, limit: int = MAX_CHARACTERS) -> str:
         source: where it comes from; one line.
         limit: characters; what is longer is cut, and says so.
     """
-    clean = _UNSEEN.sub("", text)
+    clean = visible(text)
     if len(clean) > limit:
         clean = f"{clean[:limit]} […{len(clean) - limit} more characters]"
-    mark = hashlib.sha256(clean.encode(errors="replace")).hexdigest()[:8]
-    origin = " ".join(_UNSEEN.sub("", source).split())[:120]
+    mark = hashlib.sha256(clean.encode(errors="replace")).hexdigest()[:_MARK_LENGTH]
+    origin = " ".join(visible(source).split())[:120]
     return f"<<data {mark} from {origin}>>\n{clean}\n<<end {mark}>>"

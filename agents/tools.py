@@ -1,5 +1,6 @@
 """Tools as models see them: a name, what it does, a JSON schema; and the checking of arguments."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,6 +21,16 @@ def schema_of(name: str, arguments: type[BaseModel]) -> dict[str, Any]:
     parameters.pop("title", None)
     function = {"name": name, "description": description, "parameters": parameters}
     return {"type": "function", "function": function}
+
+
+def understood(
+    tools: Mapping[str, type[Arguments]], name: str, given: dict[str, Any]
+) -> Arguments | str:
+    """Return a call's checked arguments, or what to tell a model that called it wrongly."""
+    if name not in tools:
+        return f"there is no tool {name!r}; there are {', '.join(tools)}"
+    found = parsed(tools[name], given)
+    return f"not done: {found}" if isinstance(found, str) else found
 
 
 def parsed(arguments: type[_Arguments], given: dict[str, Any]) -> _Arguments | str:

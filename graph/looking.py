@@ -68,7 +68,8 @@ def look_at(hypothesis_id: str, judgement: Judgement, context: LoopContext) -> N
             continue
         observation = Observation(name, hypothesis_id, one.kind, **seen, seen_at=time.time())
         context.memory.add_observation(observation)
-        context.say("benchmarker", f"{hypothesis_id}: {one.kind} {seen['subject']}: {seen['text']}")
+        told = f"{one.kind} {seen['subject']}: {seen['text']}"
+        context.say("benchmarker", f"{hypothesis_id}: {told} (asked: {one.why or 'no reason'})")
 
 
 def changes(candidate: Tree, rival: Tree) -> list[str]:

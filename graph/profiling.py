@@ -1,13 +1,8 @@
 """One variant's profile outside a run, for `slipstream profile`."""
 
-import secrets
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
-from slipstream.evaluation.bench import open_bench
 from slipstream.evaluation.challenge import load_challenge
-from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.hardware import bandwidth_of
 from slipstream.evaluation.home import data_dir
 from slipstream.evaluation.profiling import Profile
@@ -15,6 +10,7 @@ from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import VariantStore, seed_tree
 from slipstream.memory.store import Memory
 
+from .apart import bench_apart
 from .lineage import tree_of
 
 
@@ -46,18 +42,7 @@ def profile_variant(
         tree = tree_of(memory, store, memory.variant(variant).id)
     say(f"measuring how fast the {challenge.device} reads, then {tree.id}")
     bandwidth = bandwidth_of(challenge.device)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        open_bench(
-            challenge,
-            store.path,
-            Path(scratch),
-            seed=secrets.randbelow(2**31),
-            unsafe_local=unsafe_local,
-            say=say,
-        ) as bench,
-    ):
-        try:
-            return bench.evaluator.profile(tree.id, bandwidth)
-        except EngineError as error:
-            raise SlipstreamError(f"profile {variant}: {error}") from error
+    with bench_apart(
+        f"profile {variant}", challenge, store, say, unsafe_local=unsafe_local
+    ) as bench:
+        return bench.evaluator.profile(tree.id, bandwidth)

@@ -1,15 +1,10 @@
 """One race outside a run: a variant against another engine, for `slipstream bench`."""
 
-import secrets
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 from slipstream.evaluation.baselines import is_baseline
-from slipstream.evaluation.bench import open_bench
 from slipstream.evaluation.challenge import load_challenge
 from slipstream.evaluation.conditions import disturbance
-from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.home import data_dir
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.statistics import Estimate, estimate, geometric_mean
@@ -17,6 +12,7 @@ from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import VariantStore, seed_tree
 from slipstream.memory.store import Memory
 
+from .apart import bench_apart
 from .lineage import tree_of
 
 
@@ -55,31 +51,17 @@ def race(
         if not is_baseline(name):
             tree_of(memory, store, name)
     pairs: list[Pair] = []
-    seed = secrets.randbelow(2**31)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        open_bench(
-            challenge,
-            store.path,
-            Path(scratch),
-            seed=seed,
-            unsafe_local=unsafe_local,
-            say=say,
-        ) as bench,
-    ):
+    what = f"bench {variant} against {against}"
+    with bench_apart(what, challenge, store, say, unsafe_local=unsafe_local) as bench:
         todo = dict.fromkeys(range(num_pairs), 0)
-        measured = bench.evaluator.pairs(names[0], names[1], Stage.CONFIRM, todo)
-        try:
-            for pair in measured:
-                if pair.void:
-                    say(f"void: {pair.void}")
-                    continue
-                pairs.append(pair)
-                note = disturbance(pair.conditions, challenge.acceptance.max_disturbance)
-                figures = f"{pair.tps:.1f} against {pair.tps_rival:.1f} {note}"
-                say(f"pair {len(pairs)}/{num_pairs}: {figures}".rstrip())
-        except EngineError as error:
-            raise SlipstreamError(f"bench {variant} against {against}: {error}") from error
+        for pair in bench.evaluator.pairs(names[0], names[1], Stage.CONFIRM, todo):
+            if pair.void:
+                say(f"void: {pair.void}")
+                continue
+            pairs.append(pair)
+            note = disturbance(pair.conditions, challenge.acceptance.max_disturbance)
+            figures = f"{pair.tps:.1f} against {pair.tps_rival:.1f} {note}"
+            say(f"pair {len(pairs)}/{num_pairs}: {figures}".rstrip())
     return (
         estimate([pair.log_ratio for pair in pairs]),
         geometric_mean([pair.tps for pair in pairs]),

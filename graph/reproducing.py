@@ -1,17 +1,13 @@
 """`slipstream verify`: a variant's result reproduced from its hash, on new prompts."""
 
 import secrets
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from slipstream.evaluation.audits import AuditReport, audit_refusal, contradiction, report_audits
-from slipstream.evaluation.bench import open_bench
 from slipstream.evaluation.challenge import Challenge, load_challenge
 from slipstream.evaluation.conditions import disturbance
-from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.evaluator import Evaluator
 from slipstream.evaluation.gates import QualityReport, refusal, report
 from slipstream.evaluation.hardware import detect_hardware
@@ -23,6 +19,7 @@ from slipstream.kernels.variants import VariantStore
 from slipstream.memory.leaderboard import speedups
 from slipstream.memory.store import Memory
 
+from .apart import bench_apart
 from .lineage import tree_of
 
 _CHALLENGE_BAND = 0.05  # the Gemma challenge called a result valid within 5 % of the report
@@ -80,23 +77,12 @@ def reproduce(
     name = memory.variant(variant).id
     store = VariantStore(data_dir() / "variants")
     tree_of(memory, store, name)
-    seed, salt = secrets.randbelow(2**31), secrets.token_hex(8) if fresh_seed else ""
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        open_bench(
-            challenge,
-            store.path,
-            Path(scratch),
-            seed=seed,
-            salt=salt,
-            unsafe_local=unsafe_local,
-            say=say,
-        ) as bench,
-    ):
-        try:
-            pairs, quality, audits = _measure(bench.evaluator, challenge, name, say)
-        except EngineError as error:
-            raise SlipstreamError(f"verify {variant}: {error}") from error
+    salt = secrets.token_hex(8) if fresh_seed else ""
+    opened = bench_apart(
+        f"verify {variant}", challenge, store, say, salt=salt, unsafe_local=unsafe_local
+    )
+    with opened as bench:
+        pairs, quality, audits = _measure(bench.evaluator, challenge, name, say)
     claimed = _claim(memory, challenge, name)
     speedup = estimate([pair.log_ratio for pair in pairs])
     outcome, reason = conclude(challenge, claimed, speedup, quality, audits)

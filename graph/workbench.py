@@ -1,11 +1,11 @@
 """What a coder may try on its tree while it writes; in the sandbox, as whatever an engine does."""
 
-import math
 from dataclasses import dataclass
 
+from slipstream.agents.prompting import describe_task
 from slipstream.agents.quoting import quote
 from slipstream.evaluation.errors import EngineError
-from slipstream.evaluation.gates import GATES, DocumentScore, report
+from slipstream.evaluation.gates import DocumentScore, report
 from slipstream.evaluation.prompts import Split
 from slipstream.kernels.fit import refusal
 from slipstream.kernels.variants import Tree
@@ -36,23 +36,11 @@ class LoopBench:
     @property
     def facts(self) -> str:
         """The model, the machine, the workload and the gate, in words."""
-        context, shape = self.context, self.context.shape
-        work, gate = context.challenge.workload, GATES[context.challenge.tier]
-        kl = f", KL at most {gate.max_kl:g}" if math.isfinite(gate.max_kl) else ""
-        return (
-            f"Model: {shape.family or 'decoder'}, {shape.num_layers} layers, hidden "
-            f"{shape.hidden_size}, MLP {shape.intermediate_size}, {shape.num_heads} query and "
-            f"{shape.num_kv_heads} key/value heads of {shape.head_dim}, vocabulary "
-            f"{shape.vocab_size}. Machine: {context.machine.device}, {context.machine.num_cores} "
-            f"cores. Workload: {work.num_tokens} greedy tokens after a prompt, batch 1, "
-            f"at most {work.max_context} positions. Gate: PPL at most +{gate.max_ppl_rise:.1%}{kl}."
-        )
+        return describe_task(self.context.shape, self.context.machine, self.context.challenge)
 
     @property
     def left_s(self) -> float:
         """Seconds that the run can spare for this hypothesis."""
-        if self.context.tape.replaying:
-            return math.inf
         return self._until_s - self.context.budget.spent_s
 
     def run(self, tree: Tree) -> str:

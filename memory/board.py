@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select
 
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.plain_text import visible
 from slipstream.evaluation.redaction import redact
 
 from .database import Database
@@ -27,7 +28,6 @@ _MENTION = re.compile(r"(?<![\w@])@([A-Za-z0-9][A-Za-z0-9._:-]{0,63})")
 _MAX_MENTIONS = 16
 _LATEST = select(func.max(_POSTS.c.posted_at))
 _TICK_S = 1e-4
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Board:
         Raises:
             SlipstreamError: empty or too long, no possible channel, no such post to reply to.
         """
-        said = redact(_UNSEEN.sub("", text)).strip()
+        said = redact(visible(text)).strip()
         if not said or len(said) > MAX_TEXT:
             raise SlipstreamError(
                 f"a post of {len(said)} characters: write between 1 and {MAX_TEXT}"

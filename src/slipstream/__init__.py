@@ -8,7 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slipstream.agents.roles import Benchmarker, Briefing, Coder, Planner, Proposal
+    from slipstream.agents.roles import (
+        Benchmarker,
+        Briefing,
+        Coder,
+        CoderError,
+        Planner,
+        Proposal,
+        Workbench,
+    )
+    from slipstream.agents.specs import AgentSpecs
     from slipstream.graph.build import build_graph
     from slipstream.graph.embedding import benchmarker_node, coder_node, planner_node
     from slipstream.graph.opening import Agents, open_context
@@ -18,13 +27,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AgentSpecs": "agents.specs",
     "Agents": "graph.opening",
     "Benchmarker": "agents.roles",
     "Briefing": "agents.roles",
     "Coder": "agents.roles",
+    "CoderError": "agents.roles",
     "Memory": "memory.store",
     "Planner": "agents.roles",
     "Proposal": "agents.roles",
+    "Workbench": "agents.roles",
     "benchmarker_node": "graph.embedding",
     "build_graph": "graph.build",
     "coder_node": "graph.embedding",
@@ -36,13 +48,16 @@ _HOMES = {
 }
 
 __all__ = [
+    "AgentSpecs",
     "Agents",
     "Benchmarker",
     "Briefing",
     "Coder",
+    "CoderError",
     "Memory",
     "Planner",
     "Proposal",
+    "Workbench",
     "benchmarker_node",
     "build_graph",
     "coder_node",

@@ -124,7 +124,7 @@ def test_coder_sets_levers_without_asking(chat_with: ChatWith) -> None:
         (always(Call("bash", {"command": "ls"})), "went round in circles"),
         (lambda _: Say("I think it is fine as it is."), "no tool was called, 4 times"),
         (lambda _: Refuse(), "you refused, 4 times"),
-        (lambda _: BadArguments("edit", "not json"), "could not be used"),
+        (lambda _: BadArguments("edit", "not json"), "arguments of edit are not JSON: .*, 4 times"),
     ],
     ids=["doom", "gives-up", "nothing-done", "no-such-tool", "talks", "refuses", "malformed"],
 )

@@ -170,7 +170,7 @@ def test_replay_is_the_same_run_offline(
         replay(run, loop.memory)
 
 
-def test_a_killed_run_pays_for_no_answer_twice(
+def test_an_interrupted_run_pays_for_no_answer_twice(
     make_loop: Callable[[], Loop], serve: Callable[[Script], ModelServer]
 ) -> None:
     loop = make_loop()
