@@ -1,13 +1,14 @@
 /* Decode attention with what comes before it: norms, rotation, cache write; split over positions.
  *
- * Flash-decoding (Dao et al. 2023): block (kv head, split, token). Cached positions come in tiles of
- * 32, tile i belongs to split i mod SPLITS, and a warp takes four neighbours of a tile. Whichever
- * block of a head and token ends last adds up what the others found. All of that depends on absolute
- * positions only, so a token verified among others is bit for bit the token decoded alone.
+ * Flash-decoding (Dao et al. 2023): block (kv head, split, token). Cached positions come in tiles
+ * of 32, tile i belongs to split i mod SPLITS. Two neighbouring keys of a tile belong to a warp, and
+ * two neighbouring columns of the values to a thread, every so many keys. Whichever block of a head and
+ * token ends last adds up what the others found. All of that depends on absolute positions only, so
+ * a token verified among others is bit for bit the token decoded alone.
  *
- * A lane holds HEAD_DIM / 64 neighbours of the first half of a head and the same of the second, which
- * are what rotation pairs. Keys and values of the newest tokens come from the projections; block
- * (head, split, n) writes those of token n to the cache.
+ * Of queries and keys, a lane holds HEAD_DIM / 64 neighbours of the first half and the same of the
+ * second, which are what rotation pairs. Keys and values of the newest tokens come from the
+ * projections; block (head, split, n) writes those of token n to the cache.
  */
 #pragma once
 #include <cuda_bf16.h>
@@ -27,7 +28,8 @@ struct Attention {
     int m, kv_heads, group, head_dim, window, context, shared, value_norm;
 };
 
-constexpr int SPLITS = 16, KEYS = 32, WARP_KEYS = 4, ATTENTION_WARPS = KEYS / WARP_KEYS;
+constexpr int SPLITS = 32, KEYS = 32, WARP_KEYS = 2, ATTENTION_WARPS = KEYS / WARP_KEYS;
+constexpr int ATTENTION_THREADS = 32 * ATTENTION_WARPS;
 
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ void from_float(float x, float &to) { to = x; }
@@ -65,23 +67,30 @@ struct Vector {
         for (int i = 0; i < PAIRS; i++) a[i] *= scale * weight.a[i], b[i] *= scale * weight.b[i];
     }
 
-    __device__ __forceinline__ void rotate(const Attention &p, int at) {
-        size_t row = (size_t)at * 32 + threadIdx.x % 32;
-        Chunk<PAIRS, float> c = ((const Chunk<PAIRS, float> *)p.cos)[row];
-        Chunk<PAIRS, float> s = ((const Chunk<PAIRS, float> *)p.sin)[row];
+    /* By the angles whose cosines and sines are in `by`. */
+    __device__ __forceinline__ void rotate(const Vector &by) {
 #pragma unroll
         for (int i = 0; i < PAIRS; i++) {
             float first = a[i];
-            a[i] = first * c.at[i] - b[i] * s.at[i];
-            b[i] = b[i] * c.at[i] + first * s.at[i];
+            a[i] = first * by.a[i] - b[i] * by.b[i];
+            b[i] = b[i] * by.a[i] + first * by.b[i];
         }
+    }
+
+    __device__ __forceinline__ void load_angles(const Attention &p, int at) {
+        size_t row = (size_t)at * 32 + threadIdx.x % 32;
+        Chunk<PAIRS, float> first = ((const Chunk<PAIRS, float> *)p.cos)[row];
+        Chunk<PAIRS, float> second = ((const Chunk<PAIRS, float> *)p.sin)[row];
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) a[i] = first.at[i], b[i] = second.at[i];
     }
 
     template <class T>
     __device__ __forceinline__ void store(T *at) const {
         Chunk<PAIRS, T> first, second;
 #pragma unroll
-        for (int i = 0; i < PAIRS; i++) from_float(a[i], first.at[i]), from_float(b[i], second.at[i]);
+        for (int i = 0; i < PAIRS; i++)
+            from_float(a[i], first.at[i]), from_float(b[i], second.at[i]);
         auto *chunks = (Chunk<PAIRS, T> *)at + threadIdx.x % 32;
         chunks[0] = first, chunks[32] = second;
     }
@@ -98,184 +107,241 @@ struct Row {
     }
 };
 
+/* What a block shares. What was found takes the place of what it was found with. */
 template <int PAIRS, int GROUP>
-__global__ void __launch_bounds__(32 * ATTENTION_WARPS) attention_kernel(const Attention p) {
-    constexpr int HEAD_DIM = 64 * PAIRS;
-    extern __shared__ __align__(16) float found[]; /* [warps, GROUP, HEAD_DIM] */
-    __shared__ __align__(16) __nv_bfloat16 fresh[2][MOST][HEAD_DIM];
-    __shared__ float queries[GROUP][HEAD_DIM];
-    __shared__ float most_of[ATTENTION_WARPS][GROUP], total_of[ATTENTION_WARPS][GROUP];
-    __shared__ bool last;
-    int kv = blockIdx.x, split = blockIdx.y, n = blockIdx.z;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, heads = p.kv_heads * GROUP;
-    size_t width = (size_t)(p.shared ? heads : heads + 2 * p.kv_heads) * HEAD_DIM;
-    launch_dependents();
-    Vector<PAIRS> query_norm, key_norm; /* constants: they don't wait */
-    if (p.query_norm) query_norm.load(p.query_norm);
-    if (p.key_norm) key_norm.load(p.key_norm);
-    wait_for_inputs();
-    int start = *p.position, here = start + n; /* this token's position */
-    auto row_of = [&](int at) { return ((size_t)kv * p.context + at) * HEAD_DIM; };
-    int oldest = p.window ? max(0, here - p.window + 1) : 0, first = oldest / KEYS;
-    first += (split - first % SPLITS + SPLITS) % SPLITS;
+struct alignas(16) AttentionRoom {
+    static constexpr int HEAD_DIM = 64 * PAIRS;
+    static constexpr int TEAMS = ATTENTION_THREADS / (HEAD_DIM / 2); /* of threads, for values */
+    union {
+        struct {
+            __nv_bfloat16 fresh[2][MOST][HEAD_DIM];
+            float queries[GROUP][HEAD_DIM];
+        };
+        float found[TEAMS][GROUP][HEAD_DIM];
+    };
+    float scores[GROUP][KEYS], shrink[GROUP]; /* KEYS or SPLITS, which are as many */
+    bool last;
+};
 
-    /* A warp's keys and values of a tile; those of the newest tokens come later. */
-    Row<PAIRS> k[WARP_KEYS], v[WARP_KEYS];
-    bool seen[WARP_KEYS];
-    auto fetch = [&](int tile) {
+/* One block's part: token n, the cached positions of a split, the queries of a key/value head. */
+template <int PAIRS, int GROUP>
+struct Attending {
+    typedef AttentionRoom<PAIRS, GROUP> Room;
+    static constexpr int HEAD_DIM = 64 * PAIRS, TEAMS = Room::TEAMS, TEAM_KEYS = KEYS / TEAMS;
+    int kv, split, n, start, here, oldest, first;
+    Row<PAIRS> k[WARP_KEYS];
+    __nv_bfloat162 v[TEAM_KEYS]; /* of two neighbouring columns */
+
+    __device__ __forceinline__ size_t row_of(const Attention &p, int at) const {
+        return ((size_t)kv * p.context + at) * HEAD_DIM;
+    }
+
+    __device__ __forceinline__ static int key_of_warp(int tile, int j) {
+        return tile * KEYS + threadIdx.x / 32 * WARP_KEYS + j;
+    }
+
+    __device__ __forceinline__ static int key_of_team(int tile, int j) {
+        return tile * KEYS + j * TEAMS + threadIdx.x / (HEAD_DIM / 2);
+    }
+
+    /* What was cached before this step; no branches, so that all loads are under way at once. */
+    __device__ __forceinline__ void fetch(const Attention &p, int tile) {
+        int newest = p.shared ? here : max(start - 1, 0), column = threadIdx.x % (HEAD_DIM / 2);
 #pragma unroll
-        for (int j = 0; j < WARP_KEYS; j++) {
-            int at = tile * KEYS + warp * WARP_KEYS + j;
-            seen[j] = at >= oldest && at <= here;
-            if (!seen[j] || (!p.shared && at >= start)) continue;
-            k[j].load(p.key + row_of(at));
-            v[j].load(p.value + row_of(at));
-        }
-    };
-    auto fetch_fresh = [&](int tile) {
-        if (p.shared) return;
+        for (int j = 0; j < WARP_KEYS; j++)
+            k[j].load(p.key + row_of(p, min(key_of_warp(tile, j), newest)));
 #pragma unroll
-        for (int j = 0; j < WARP_KEYS; j++) {
-            int token = tile * KEYS + warp * WARP_KEYS + j - start;
-            if (token < 0 || token > n) continue;
-            k[j].load(fresh[0][token]);
-            v[j].load(fresh[1][token]);
+        for (int j = 0; j < TEAM_KEYS; j++) {
+            const __nv_bfloat16 *row = p.value + row_of(p, min(key_of_team(tile, j), newest));
+            v[j] = ((const __nv_bfloat162 *)row)[column];
         }
-    };
-    if (first * KEYS <= here) fetch(first);
+    }
+
+    /* Which positions are this block's; the first of them are on their way. */
+    __device__ __forceinline__ void begin(const Attention &p, int head, int part, int token) {
+        kv = head, split = part, n = token;
+        start = *p.position, here = start + n; /* this token's position */
+        oldest = p.window ? max(0, here - p.window + 1) : 0, first = oldest / KEYS;
+        first += (split - first % SPLITS + SPLITS) % SPLITS;
+        if (active()) fetch(p, first);
+    }
 
     /* Queries of this token; keys and values of the newest ones that are this split's. */
-    int items = GROUP + (p.shared ? 0 : 2 * (n + 1));
-    for (int item = warp; item < items; item += ATTENTION_WARPS) {
-        Vector<PAIRS> x;
-        if (item < GROUP) {
-            x.load(p.qkv + n * width + (size_t)(kv * GROUP + item) * HEAD_DIM);
-            if (p.query_norm) x.norm(query_norm, p.eps);
-            x.rotate(p, here);
-            x.store(queries[item]);
-            continue;
+    __device__ __forceinline__ void prepare(const Attention &p, Room &room) const {
+        int heads = p.kv_heads * GROUP;
+        size_t width = (size_t)(p.shared ? heads : heads + 2 * p.kv_heads) * HEAD_DIM;
+        int items = GROUP + (p.shared ? 0 : 2 * (n + 1));
+        for (int item = threadIdx.x / 32; item < items; item += ATTENTION_WARPS) {
+            bool query = item < GROUP;
+            int which = query ? 0 : 1 + (item - GROUP) % 2; /* query, key, value */
+            int token = query ? n : (item - GROUP) / 2, at = start + token;
+            if (!query && at / KEYS % SPLITS != split) continue;
+            int head = query ? kv * GROUP + item : heads + (which - 1) * p.kv_heads + kv;
+            const float *weights = which == 0 ? p.query_norm : which == 1 ? p.key_norm : nullptr;
+            Vector<PAIRS> x, norm, angles;
+            angles.load_angles(p, at);
+            x.load(p.qkv + token * width + (size_t)head * HEAD_DIM);
+            norm.fill(1.0f);
+            if (weights) norm.load(weights);
+            if (weights || (which == 2 && p.value_norm)) x.norm(norm, p.eps);
+            if (which < 2) x.rotate(angles);
+            if (query) {
+                x.store(room.queries[item]);
+            } else {
+                x.store(room.fresh[which - 1][token]);
+                if (token == n) x.store((which == 1 ? p.key : p.value) + row_of(p, at));
+            }
         }
-        int which = (item - GROUP) % 2, token = (item - GROUP) / 2, at = start + token;
-        if (at / KEYS % SPLITS != split) continue;
-        size_t head = heads + which * p.kv_heads + kv;
-        x.load(p.qkv + token * width + head * HEAD_DIM);
-        if (which == 0) {
-            if (p.key_norm) x.norm(key_norm, p.eps);
-            x.rotate(p, at);
-        } else if (p.value_norm) {
-            key_norm.fill(1.0f);
-            x.norm(key_norm, p.eps);
-            if (p.key_norm) key_norm.load(p.key_norm);
-        }
-        x.store(fresh[which][token]);
-        if (token == n) x.store((which ? p.value : p.key) + row_of(at));
     }
-    __syncthreads();
 
-    Vector<PAIRS> q[GROUP], mixed[GROUP];
-    float most[GROUP], total[GROUP];
+    __device__ __forceinline__ void fetch_fresh(const Attention &p, int tile, const Room &room) {
+        if (p.shared) return;
+        int column = threadIdx.x % (HEAD_DIM / 2);
 #pragma unroll
-    for (int h = 0; h < GROUP; h++) {
-        q[h].load(queries[h]);
-        most[h] = -INFINITY, total[h] = 0.0f;
+        for (int j = 0; j < WARP_KEYS; j++) {
+            int token = key_of_warp(tile, j) - start;
+            if (token >= 0 && token <= n) k[j].load(room.fresh[0][token]);
+        }
 #pragma unroll
-        for (int i = 0; i < PAIRS; i++) mixed[h].a[i] = mixed[h].b[i] = 0.0f;
+        for (int j = 0; j < TEAM_KEYS; j++) {
+            int token = key_of_team(tile, j) - start;
+            if (token >= 0 && token <= n)
+                v[j] = ((const __nv_bfloat162 *)room.fresh[1][token])[column];
+        }
     }
-    for (int tile = first; tile * KEYS <= here; tile += SPLITS) {
-        if (tile != first) fetch(tile);
-        fetch_fresh(tile);
+
+    __device__ __forceinline__ void score(const Attention &p, int tile, Room &room) const {
 #pragma unroll
         for (int h = 0; h < GROUP; h++) {
-            float score[WARP_KEYS], top = most[h];
+            Vector<PAIRS> q;
+            q.load(room.queries[h]);
 #pragma unroll
             for (int j = 0; j < WARP_KEYS; j++) {
                 float sum = 0.0f;
 #pragma unroll
                 for (int i = 0; i < PAIRS; i++)
-                    sum += q[h].a[i] * to_float(k[j].a.at[i]) + q[h].b[i] * to_float(k[j].b.at[i]);
-                sum = warp_sum(seen[j] ? sum : 0.0f);
-                score[j] = seen[j] ? sum * p.scale : -INFINITY;
-                top = fmaxf(top, score[j]);
-            }
-            if (top == -INFINITY) continue; /* nothing of this tile is seen */
-            float shrink = __expf(most[h] - top);
-            total[h] *= shrink, most[h] = top;
-#pragma unroll
-            for (int i = 0; i < PAIRS; i++) mixed[h].a[i] *= shrink, mixed[h].b[i] *= shrink;
-#pragma unroll
-            for (int j = 0; j < WARP_KEYS; j++) {
-                if (!seen[j]) continue;
-                float share = __expf(score[j] - top);
-                total[h] += share;
-#pragma unroll
-                for (int i = 0; i < PAIRS; i++) {
-                    mixed[h].a[i] += share * to_float(v[j].a.at[i]);
-                    mixed[h].b[i] += share * to_float(v[j].b.at[i]);
-                }
+                    sum += q.a[i] * to_float(k[j].a.at[i]) + q.b[i] * to_float(k[j].b.at[i]);
+                sum = warp_sum(sum);
+                int at = key_of_warp(tile, j);
+                if (threadIdx.x % 32 == 0)
+                    room.scores[h][at % KEYS] =
+                        at >= oldest && at <= here ? sum * p.scale : -INFINITY;
             }
         }
     }
 
-    /* The block's warps together, then the head's blocks. */
+    /* Whether this split has any positions. */
+    __device__ __forceinline__ bool active() const { return first * KEYS <= here; }
+
+    __device__ __forceinline__ void run(const Attention &p, Room &room) {
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32, heads = p.kv_heads * GROUP;
+        int team = threadIdx.x / (HEAD_DIM / 2), column = threadIdx.x % (HEAD_DIM / 2);
+        float most = -INFINITY, total = 0.0f; /* of head `warp` */
+        float2 mixed[GROUP];
 #pragma unroll
-    for (int h = 0; h < GROUP; h++) {
-        mixed[h].store(found + (warp * GROUP + h) * HEAD_DIM);
-        if (lane == 0) most_of[warp][h] = most[h], total_of[warp][h] = total[h];
-    }
-    __syncthreads();
-    size_t group = (size_t)n * p.kv_heads + kv, mine = (group * SPLITS + split) * GROUP;
-    for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += 32 * ATTENTION_WARPS) {
-        int h = i / HEAD_DIM;
-        float top = -INFINITY, sum = 0.0f, mix = 0.0f;
-        for (int w = 0; w < ATTENTION_WARPS; w++) top = fmaxf(top, most_of[w][h]);
-        for (int w = 0; w < ATTENTION_WARPS; w++) {
-            float weight = top == -INFINITY ? 0.0f : __expf(most_of[w][h] - top);
-            sum += weight * total_of[w][h];
-            mix += weight * found[w * GROUP * HEAD_DIM + i];
+        for (int h = 0; h < GROUP; h++) mixed[h] = {0.0f, 0.0f};
+        size_t group = (size_t)n * p.kv_heads + kv, mine = (group * SPLITS + split) * GROUP;
+        prepare(p, room);
+        __syncthreads();
+        for (int tile = first; tile * KEYS <= here; tile += SPLITS) {
+            if (tile != first) fetch(p, tile);
+            fetch_fresh(p, tile, room);
+            score(p, tile, room);
+            __syncthreads();
+            if (warp < GROUP) { /* weights; what has been added up shrinks if a higher one came */
+                float own = room.scores[warp][lane], top = fmaxf(most, warp_max(own));
+                bool none = top == -INFINITY;
+                float weight = none ? 0.0f : __expf(own - top);
+                float shrink = none ? 1.0f : __expf(most - top);
+                total = total * shrink + warp_sum(weight), most = top;
+                room.scores[warp][lane] = weight;
+                if (lane == 0) room.shrink[warp] = shrink;
+            }
+            __syncthreads();
+#pragma unroll
+            for (int h = 0; h < GROUP; h++) {
+                float shrink = room.shrink[h];
+                mixed[h].x *= shrink, mixed[h].y *= shrink;
+#pragma unroll
+                for (int j = 0; j < TEAM_KEYS; j++) {
+                    float weight = room.scores[h][j * TEAMS + team];
+                    float2 value = __bfloat1622float2(v[j]);
+                    mixed[h].x += weight * value.x, mixed[h].y += weight * value.y;
+                }
+            }
+            __syncthreads();
         }
-        p.part[mine * HEAD_DIM + i] = mix;
-        if (i % HEAD_DIM == 0) p.most[mine + h] = top, p.total[mine + h] = sum;
-    }
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(p.arrived + group, 1) == SPLITS - 1;
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-    const float *tops = p.most + group * SPLITS * GROUP, *sums = p.total + group * SPLITS * GROUP;
-    const auto *parts = (const float4 *)(p.part + group * SPLITS * GROUP * HEAD_DIM);
-    for (int i = threadIdx.x; i < GROUP * HEAD_DIM / 4; i += 32 * ATTENTION_WARPS) {
-        int h = i / (HEAD_DIM / 4);
-        float4 theirs[SPLITS], mix = {};
-        float weight[SPLITS], total_of_split[SPLITS], top = -INFINITY, sum = 0.0f;
+        /* The teams together. */
 #pragma unroll
-        for (int s = 0; s < SPLITS; s++) { /* all loads before the first use */
-            theirs[s] = __ldcg(parts + s * GROUP * HEAD_DIM / 4 + i);
-            weight[s] = __ldcg(tops + s * GROUP + h);
-            total_of_split[s] = __ldcg(sums + s * GROUP + h);
+        for (int h = 0; h < GROUP; h++) ((float2 *)room.found[team][h])[column] = mixed[h];
+        __syncthreads();
+        for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += ATTENTION_THREADS) {
+            float sum = 0.0f;
+#pragma unroll
+            for (int t = 0; t < TEAMS; t++) sum += room.found[t][i / HEAD_DIM][i % HEAD_DIM];
+            p.part[mine * HEAD_DIM + i] = sum;
         }
-#pragma unroll
-        for (int s = 0; s < SPLITS; s++) top = fmaxf(top, weight[s]);
-#pragma unroll
-        for (int s = 0; s < SPLITS; s++) {
-            float w = __expf(weight[s] - top);
-            sum += w * total_of_split[s];
-            mix.x += w * theirs[s].x, mix.y += w * theirs[s].y;
-            mix.z += w * theirs[s].z, mix.w += w * theirs[s].w;
-        }
-        auto *out = (__nv_bfloat162 *)(p.out + ((size_t)n * heads + kv * GROUP) * HEAD_DIM) + 2 * i;
-        out[0] = __floats2bfloat162_rn(mix.x / sum, mix.y / sum);
-        out[1] = __floats2bfloat162_rn(mix.z / sum, mix.w / sum);
+        if (warp < GROUP && lane == 0) p.most[mine + warp] = most, p.total[mine + warp] = total;
+        meet(p, group, heads, room);
     }
-    if (threadIdx.x == 0) p.arrived[group] = 0;
+
+    /* Whichever block of a head and token ends last adds up what all found. */
+    __device__ __forceinline__ void meet(const Attention &p, size_t group, int heads,
+                                         Room &room) const {
+        int base = oldest / KEYS, splits = min(here / KEYS - base + 1, SPLITS);
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence(); /* for all of the block, which has met */
+            room.last = atomicAdd(p.arrived + group, 1) == splits - 1;
+            __threadfence();
+        }
+        __syncthreads();
+        if (!room.last) return;
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        if (warp < GROUP) { /* what each split's sums weigh */
+            size_t at = (group * SPLITS + (base + lane) % SPLITS) * GROUP + warp;
+            bool there = lane < splits;
+            float most = there ? __ldcg(p.most + at) : -INFINITY;
+            float total = there ? __ldcg(p.total + at) : 0.0f;
+            float weight = __expf(most - warp_max(most));
+            room.scores[warp][lane] = weight / warp_sum(weight * total);
+        }
+        __syncthreads();
+        const auto *parts = (const float4 *)(p.part + group * SPLITS * GROUP * HEAD_DIM);
+        for (int i = threadIdx.x; i < GROUP * HEAD_DIM / 4; i += ATTENTION_THREADS) {
+            int h = i / (HEAD_DIM / 4);
+            float4 mix = {};
+#pragma unroll 8
+            for (int s = 0; s < splits; s++) {
+                float weight = room.scores[h][s];
+                float4 theirs = __ldcg(parts + (base + s) % SPLITS * (GROUP * HEAD_DIM / 4) + i);
+                mix.x += weight * theirs.x, mix.y += weight * theirs.y;
+                mix.z += weight * theirs.z, mix.w += weight * theirs.w;
+            }
+            __nv_bfloat16 *out = p.out + ((size_t)n * heads + kv * GROUP) * HEAD_DIM;
+            ((__nv_bfloat162 *)out)[2 * i] = __floats2bfloat162_rn(mix.x, mix.y);
+            ((__nv_bfloat162 *)out)[2 * i + 1] = __floats2bfloat162_rn(mix.z, mix.w);
+        }
+        if (threadIdx.x == 0) p.arrived[group] = 0;
+    }
+};
+static_assert(KEYS == 32 && SPLITS == 32, "a lane for each");
+
+template <int PAIRS, int GROUP>
+__global__ void __launch_bounds__(ATTENTION_THREADS) attention_kernel(const Attention p) {
+    extern __shared__ __align__(16) uint8_t dynamic[];
+    launch_dependents();
+    wait_for_inputs(); /* for the cache too: another layer may have written it */
+    Attending<PAIRS, GROUP> attending;
+    attending.begin(p, blockIdx.x, blockIdx.y, blockIdx.z);
+    if (attending.active()) attending.run(p, *(AttentionRoom<PAIRS, GROUP> *)dynamic);
 }
 
 template <int PAIRS, int GROUP>
 static int launch_attention(const Attention *p, int dependent, void *queue) {
     dim3 grid(p->kv_heads, SPLITS, p->m);
-    size_t shared = sizeof(float) * ATTENTION_WARPS * GROUP * 64 * PAIRS;
-    return launch(attention_kernel<PAIRS, GROUP>, *p, grid, 32 * ATTENTION_WARPS, shared,
-                  dependent, queue);
+    return launch(attention_kernel<PAIRS, GROUP>, *p, grid, ATTENTION_THREADS,
+                  sizeof(AttentionRoom<PAIRS, GROUP>), dependent, queue);
 }
 
 template <int PAIRS>

@@ -13,7 +13,7 @@ from .arguments import AttentionArgs, ChoiceArgs, GemvArgs, NormArgs, UnpackArgs
 from .packed import PackedLinear
 
 MOST = 8  # tokens of a step, as in device.cuh
-SPLITS = 16  # of the cached positions, as in attention.cuh
+SPLITS = 32  # of the cached positions, as in attention.cuh
 HEAD_DIMS, GROUPS = (64, 128, 256, 512), (1, 2, 3, 4)  # that attention.cuh has kernels for
 _BLOCKS_PER_SM = 8  # of a launch at most; what doesn't fit at once waits its turn
 # How many warps share a tile: so many that all memory channels are busy, and more where a warp's
