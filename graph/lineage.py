@@ -5,6 +5,7 @@ from its settings; another one has to be imported.
 """
 
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import Tree, VariantStore, seed_tree
 from slipstream.memory.store import Memory
 
@@ -26,6 +27,25 @@ def tree_of(memory: Memory, store: VariantStore, variant: str) -> Tree:
             f"variant {variant}: its tree is not on this machine; `slipstream memory export` there "
             "and `memory import` here bring it"
         )
+    store.add(tree)
+    return tree
+
+
+def find_tree(
+    memory: Memory, store: VariantStore, variant: str, settings: dict[str, str] | None = None
+) -> Tree:
+    """Return the tree that somebody named, stored on this machine.
+
+    Args:
+        variant: its name or a unique beginning of it, or "seed" for the shipped engine.
+        settings: levers to pull on the shipped engine, with "seed" only.
+
+    Raises:
+        SlipstreamError: unknown, or not on this machine.
+    """
+    if variant != "seed":
+        return tree_of(memory, store, memory.variant(variant).id)
+    tree = seed_tree({**SEED_SETTINGS, **(settings or {})})
     store.add(tree)
     return tree
 

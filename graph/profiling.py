@@ -6,12 +6,11 @@ from slipstream.evaluation.challenge import load_challenge
 from slipstream.evaluation.hardware import bandwidth_of
 from slipstream.evaluation.home import data_dir
 from slipstream.evaluation.profiling import Profile
-from slipstream.kernels.levers import SEED_SETTINGS
-from slipstream.kernels.variants import VariantStore, seed_tree
+from slipstream.kernels.variants import VariantStore
 from slipstream.memory.store import Memory
 
 from .apart import bench_apart
-from .lineage import tree_of
+from .lineage import find_tree
 
 
 def profile_variant(
@@ -35,11 +34,7 @@ def profile_variant(
     """
     challenge = load_challenge(challenge_name)
     store = VariantStore(data_dir() / "variants")
-    if variant == "seed":
-        tree = seed_tree({**SEED_SETTINGS, **(settings or {})})
-        store.add(tree)
-    else:
-        tree = tree_of(memory, store, memory.variant(variant).id)
+    tree = find_tree(memory, store, variant, settings)
     say(f"measuring how fast the {challenge.device} reads, then {tree.id}")
     bandwidth = bandwidth_of(challenge.device)
     with bench_apart(

@@ -31,6 +31,8 @@ def test_wheel_holds_every_room_and_no_tests(built: Path) -> None:
         "slipstream/graph/build.py",
         "slipstream/kernels/engine/engine.py",
         "slipstream/challenges/smollm2-cpu.toml",
+        "slipstream/serving/serve.py",
+        "slipstream/serving/server/app.py",
         "slipstream/evaluation/prompts.jsonl",
         "slipstream/evaluation/baseline_engines/transformers/engine/__init__.py",
         "slipstream/memory/migrations/versions/0001_first.py",

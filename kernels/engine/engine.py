@@ -1,11 +1,12 @@
 """The engine's two doors.
 
-`generate` turns a prompt into tokens; it is what is timed. `begin` and `reveal` hand over the
-logits of the next token before that token is told; it is what quality is scored through. Both
-run the same model, one position after the other.
+`generate` turns a prompt into tokens, as `stream` does bit by bit; it is what is timed. `begin` and
+`reveal` hand over the logits of the next token before that token is told; it is what quality is
+scored through. Both run the same model, one position after the other.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -43,6 +44,14 @@ class Engine:
         Raises:
             ValueError: an empty prompt, a token outside the vocabulary, or too long a sequence.
         """
+        return [token for some in self.stream(prompt, num_tokens, num_tokens) for token in some]
+
+    def stream(self, prompt: list[int], num_tokens: int, at_once: int) -> Iterator[list[int]]:
+        """Yield the same tokens, the first one alone, then at most `at_once` at a time.
+
+        Raises:
+            ValueError: as `generate` does, before the first token.
+        """
         # A verified draft may reach past the end before it is cut: check the real length here.
         if len(prompt) + num_tokens > self.model.max_context:
             raise ValueError(
@@ -50,10 +59,10 @@ class Engine:
                 f"{self.model.max_context}"
             )
         self.model.reset()
-        with torch.inference_mode():
-            if self.model.levers.draft == "off":
-                return self._plain(prompt, num_tokens)
-            return self._drafted(prompt, num_tokens)
+        if self.model.levers.draft == "off":
+            yield from self._plain(prompt, num_tokens, at_once)
+        else:
+            yield from self._drafted(prompt, num_tokens)
 
     def profile(self, prompt: list[int], num_tokens: int) -> dict[str, float]:
         """Return seconds per decoded token, by component, of plain decoding after `prompt`.
@@ -69,29 +78,39 @@ class Engine:
             times = self.model.profile(first, num_tokens - 1)
         return {name: seconds / (num_tokens - 1) for name, seconds in times.items()}
 
-    def _plain(self, prompt: list[int], num_tokens: int) -> list[int]:
-        (first,) = self.model.choose(prompt)
-        return [first, *self.model.decode(first, num_tokens - 1)]
+    @torch.inference_mode()
+    def _plain(self, prompt: list[int], num_tokens: int, at_once: int) -> Iterator[list[int]]:
+        tokens = self.model.choose(prompt)
+        yield tokens
+        left = num_tokens - 1
+        while left > 0:
+            tokens = self.model.decode(tokens[-1], min(left, at_once))
+            yield tokens
+            left -= len(tokens)
 
-    def _drafted(self, prompt: list[int], num_tokens: int) -> list[int]:
+    @torch.inference_mode()
+    def _drafted(self, prompt: list[int], num_tokens: int) -> Iterator[list[int]]:
         lookup = PromptLookup(self.model.levers.draft)
         for token in prompt:
             lookup.append(token)
-        tokens = self.model.choose(prompt)
-        lookup.append(tokens[0])
-        while len(tokens) < num_tokens:
-            guesses = lookup.guess()[: num_tokens - len(tokens) - 1]
+        (last,) = self.model.choose(prompt)
+        lookup.append(last)
+        yield [last]
+        left = num_tokens - 1
+        while left > 0:
+            guesses = lookup.guess()[: left - 1]
             start = self.model.length
-            choices = self.model.choose([tokens[-1], *guesses], last_only=False)
+            choices = self.model.choose([last, *guesses], last_only=False)
             accepted = 0
             while accepted < len(guesses) and guesses[accepted] == choices[accepted]:
                 accepted += 1
             lookup.learn(len(guesses), accepted)
             self.model.truncate(start + 1 + accepted)
-            for token in choices[: accepted + 1]:
-                tokens.append(token)
+            tokens = choices[: accepted + 1]
+            for token in tokens:
                 lookup.append(token)
-        return tokens
+            yield tokens
+            last, left = tokens[-1], left - len(tokens)
 
 
 def load(tree: Path, model_dir: Path, max_context: int) -> Engine:

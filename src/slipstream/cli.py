@@ -17,7 +17,7 @@ from rich.table import Table
 
 from slipstream.evaluation.errors import SlipstreamError
 
-from . import directing, keeping, knowledge, measuring, talk
+from . import directing, keeping, knowledge, measuring, offering, talk
 from .directing import ask_terminal, read_file
 from .display import (
     out,
@@ -41,6 +41,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 model_app = typer.Typer(no_args_is_help=True, help="Models by URI.")
 app.add_typer(model_app, name="model")
 app.add_typer(measuring.app)
+app.add_typer(offering.app)
 app.add_typer(knowledge.app)
 app.add_typer(talk.app)
 app.add_typer(directing.app)

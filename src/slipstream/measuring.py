@@ -14,7 +14,16 @@ from .display import (
     show_rows,
     verification_row,
 )
-from .options import DEFAULT_CHALLENGE, AsJson, ChallengeOption, MemoryUrl, UnsafeLocal
+from .options import (
+    DEFAULT_CHALLENGE,
+    AsJson,
+    ChallengeOption,
+    MemoryUrl,
+    SeedLevers,
+    UnsafeLocal,
+    VariantOrSeed,
+    read_levers,
+)
 
 app = typer.Typer()
 
@@ -86,26 +95,18 @@ def verify(
 
 @app.command()
 def profile(
-    variant: Annotated[str, typer.Argument(help="A variant, or `seed`.")],
-    levers: Annotated[
-        list[str] | None, typer.Argument(help="With `seed`: levers to pull, like step=native.")
-    ] = None,
+    variant: VariantOrSeed,
+    levers: SeedLevers = None,
     challenge: ChallengeOption = DEFAULT_CHALLENGE,
     unsafe_local: UnsafeLocal = False,
     memory: MemoryUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Take a decoded token apart: bytes read, time and distance to the roofline, by component."""
-    from slipstream.evaluation.errors import SlipstreamError
     from slipstream.graph.profiling import profile_variant
     from slipstream.memory.store import open_memory
 
-    if levers and variant != "seed":
-        raise SlipstreamError(f"levers {levers}: a variant has its own; pull levers on `seed`")
-    wrong = [lever for lever in levers or () if lever.count("=") != 1]
-    if wrong:
-        raise SlipstreamError(f"lever {wrong[0]!r}: write NAME=VALUE, like step=native")
-    settings = dict(lever.split("=") for lever in levers or ())
+    settings = read_levers(variant, levers)
     say = (lambda _: None) if as_json else say_plainly
     with open_memory(memory) as store:
         found = profile_variant(

@@ -1,8 +1,11 @@
 """Options that several commands share."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+
+from slipstream.evaluation.errors import SlipstreamError
 
 DEFAULT_CHALLENGE = "smollm2-cpu"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
@@ -20,8 +23,26 @@ UnsafeLocal = Annotated[
     ),
 ]
 ChallengeName = Annotated[str, typer.Argument(help="A challenge's name, or the path of its TOML.")]
+VariantOrSeed = Annotated[str, typer.Argument(help="A variant, or `seed`.")]
+SeedLevers = Annotated[
+    list[str] | None, typer.Argument(help="With `seed`: levers to pull, like step=native.")
+]
 Since = Annotated[
     str, typer.Option(help="How long ago: 30m, 12h, 7d; or a date like 2026-11-22 (UTC).")
 ]
 ChallengeOption = Annotated[str, typer.Option("--challenge", help="Whose workload.")]
 Limit = Annotated[int, typer.Option(min=1, help="At most this many.")]
+
+
+def read_levers(variant: str, levers: Sequence[str] | None) -> dict[str, str]:
+    """Return the settings that NAME=VALUE arguments name.
+
+    Raises:
+        SlipstreamError: an argument of another form, or levers of a variant that has its own.
+    """
+    if levers and variant != "seed":
+        raise SlipstreamError(f"levers {levers}: a variant has its own; pull levers on `seed`")
+    wrong = [lever for lever in levers or () if lever.count("=") != 1]
+    if wrong:
+        raise SlipstreamError(f"lever {wrong[0]!r}: write NAME=VALUE, like step=native")
+    return dict(lever.split("=") for lever in levers or ())

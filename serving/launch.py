@@ -1,0 +1,48 @@
+"""How a variant is served from this machine: by `serve.py`, in a process of its own."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.trust import exposure
+from slipstream.kernels.variants import Tree
+
+from .running import RunningServer, free_port
+
+_SERVE = Path(__file__).resolve().parent / "serve.py"
+_NO_SANDBOX = "a server needs the network, which the sandbox shuts out"
+
+
+def serve_command(
+    tree: Tree, where: Path, model: Path, options: dict[str, str], *, unsafe_local: bool = False
+) -> list[str]:
+    """Return the command that serves a variant.
+
+    Args:
+        where: the folder of the variant's files.
+        model: the checkpoint's folder.
+        options: of `serve.py`, by name.
+        unsafe_local: run changed source too; it isn't confined.
+
+    Raises:
+        SlipstreamError: changed source, or no web server installed.
+    """
+    for package in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise SlipstreamError(
+                f"serve: {package} is not installed; pip install 'slipstream-llm[serve]'"
+            )
+    if not unsafe_local and (reason := exposure(tree.engine_id, _NO_SANDBOX)):
+        raise SlipstreamError(f"variant {tree.id}: {reason}")
+    command = [sys.executable, str(_SERVE), "--tree", str(where), "--model", str(model)]
+    return command + [text for name, value in options.items() for text in (f"--{name}", value)]
+
+
+def run_tree(
+    tree: Tree, where: Path, model: Path, log: Path, *, name: str, max_context: int
+) -> RunningServer:
+    """Return a server of the shipped engine on a free port, to be used with `with`."""
+    port = free_port()
+    options = {"port": str(port), "name": name, "max-context": str(max_context)}
+    return RunningServer(serve_command(tree, where, model, options), port, log)

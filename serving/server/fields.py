@@ -1,0 +1,158 @@
+"""What requests say: OpenAI's fields, and those of vLLM that a benchmark needs.
+
+A field that would change the answer and that this server can't honour is refused, not ignored.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MOST_LOGPROBS = 20
+Text = Annotated[str, Field(max_length=4_000_000)]
+Tokens = list[int]
+
+
+class Sampling(BaseModel):
+    """What both kinds of request share.
+
+    Attributes:
+        temperature: 0: the likeliest token each time.
+        top_k: 0 or -1: all. An extension of vLLM, as are `ignore_eos`, `add_special_tokens`,
+            `return_token_ids` and `prompt_logprobs`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    temperature: float = Field(1.0, ge=0.0, le=2.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: int = Field(0, ge=-1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: dict[str, bool] | None = None
+    n: int | None = 1
+    ignore_eos: bool = False
+    return_token_ids: bool = False
+    prompt_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    presence_penalty: float | None = 0.0
+    frequency_penalty: float | None = 0.0
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+
+    @field_validator("n")
+    @classmethod
+    def _one_answer(cls, n: int | None) -> int | None:
+        if n not in (None, 1):
+            raise ValueError(f"{n}: this server gives one answer to a prompt")
+        return n
+
+    @field_validator("presence_penalty", "frequency_penalty", "logit_bias")
+    @classmethod
+    def _not_here(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("not supported by this server")
+        return value
+
+    @field_validator("stop")
+    @classmethod
+    def _some_stops(cls, stop: str | list[str] | None) -> list[str]:
+        stops = [stop] if isinstance(stop, str) else list(stop or ())
+        if len(stops) > 16 or "" in stops:
+            raise ValueError("up to 16 strings, none of them empty")
+        return stops
+
+    @property
+    def stops(self) -> list[str]:
+        """The strings that end an answer."""
+        assert self.stop is None or isinstance(self.stop, list)
+        return self.stop or []
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the number of tokens."""
+        return bool(self.stream_options and self.stream_options.get("include_usage"))
+
+
+class Completion(Sampling):
+    """POST /v1/completions."""
+
+    prompt: Text | Tokens | list[Text] | list[Tokens]
+    max_tokens: int = Field(16, ge=0)
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    add_special_tokens: bool = True
+    echo: bool = False
+    best_of: int | None = 1
+    suffix: str | None = None
+
+    @field_validator("echo", "suffix")
+    @classmethod
+    def _no_echo(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("not supported by this server")
+        return value
+
+    @field_validator("best_of")
+    @classmethod
+    def _one(cls, best_of: int | None) -> int | None:
+        if best_of not in (None, 1):
+            raise ValueError(f"{best_of}: this server gives one answer to a prompt")
+        return best_of
+
+    @property
+    def prompts(self) -> Sequence[str | Tokens]:
+        """The prompts, also if it is only one."""
+        prompt = self.prompt
+        single = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
+        return [prompt] if single else prompt  # type: ignore[list-item, return-value]
+
+
+class Message(BaseModel):
+    """One turn of a conversation; content may come in parts, all of them text."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[dict[str, Any]] | None
+
+    @field_validator("content")
+    @classmethod
+    def _as_text(cls, content: str | list[dict[str, Any]] | None) -> str:
+        if content is None or isinstance(content, str):
+            return content or ""
+        for part in content:
+            if part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise ValueError(f"part of type {part.get('type')!r}: this server reads text only")
+        return "".join(part["text"] for part in content)
+
+
+class Chat(Sampling):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    response_format: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+
+    @field_validator("tools")
+    @classmethod
+    def _no_tools(cls, tools: list[Any] | None) -> list[Any] | None:
+        if tools:
+            raise ValueError("not supported by this server")
+        return tools
+
+    @field_validator("response_format")
+    @classmethod
+    def _plain_text(cls, wanted: dict[str, Any] | None) -> dict[str, Any] | None:
+        if wanted and wanted.get("type") != "text":
+            raise ValueError(f"{wanted.get('type')!r}: this server answers in plain text")
+        return wanted
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The longest answer that is wanted; None: as long as the context is."""
+        return self.max_completion_tokens or self.max_tokens
