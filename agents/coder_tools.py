@@ -1,5 +1,7 @@
 """The coder's tools: their names, what they do, their arguments."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from .reading_tools import READING_TOOLS
@@ -41,6 +43,15 @@ class Check(Arguments):
     """Compare the engine's answers with the reference's on a few documents."""
 
 
+class Test(Arguments):
+    """Compare one of the engine's kernels with plain arithmetic in float64, in many shapes."""
+
+    kernel: Literal[
+        "all", "matrix", "norm", "rotation", "attention", "feed-forward", "native-matrix",
+        "gpu-matrix",
+    ] = "all"  # fmt: skip
+
+
 class Finish(Arguments):
     """The variant is done."""
 
@@ -61,6 +72,7 @@ CODER_TOOLS: dict[str, type[Arguments]] = {
     "set_levers": SetLevers,
     "run": Run,
     "check": Check,
+    "test": Test,
     "finish": Finish,
     "give_up": GiveUp,
 }

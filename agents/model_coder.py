@@ -26,6 +26,7 @@ from .coder_tools import (
     GiveUp,
     Run,
     SetLevers,
+    Test,
 )
 from .desk import Desk, DeskError
 from .prompting import brief_coder, prompt_of
@@ -165,6 +166,8 @@ class _Talk:
                     return _quoted(self.bench.run(self.desk.tree), "it ran"), False
                 case Check():
                     return self.bench.check(self.desk.tree), False
+                case Test():
+                    return self.bench.test(self.desk.tree, asked.kernel), False
                 case _:
                     return self._on_desk(asked), False
         except DeskError as error:

@@ -192,6 +192,10 @@ class Workbench(Protocol):
         """Compare a tree with the reference on a few documents; return the figures in words."""
         ...
 
+    def test(self, tree: Tree, kernel: str) -> str:
+        """Compare a kernel of a tree, or "all", with plain arithmetic; return it in words."""
+        ...
+
 
 class Coder(Protocol):
     """Turns a hypothesis into a variant's tree."""

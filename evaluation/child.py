@@ -28,7 +28,10 @@ from .engine import Generation
 from .errors import EngineError, EngineFailedError, InvalidOutputError
 from .fence import GpuFence
 from .protocol import (
+    KERNELS,
     MAX_FRAME_BYTES,
+    KernelCase,
+    check_kernel_cases,
     check_logits,
     check_profile,
     check_tokens,
@@ -40,7 +43,7 @@ from .protocol import (
 )
 from .sandbox import AnySandbox, Launch, Limits, NoSandbox, seccomp_file
 
-_LOAD_TIMEOUT_S = 300.0
+_LOAD_TIMEOUT_S = _TEST_TIMEOUT_S = 300.0
 _SECONDS_PER_TOKEN = 2.0  # far slower than anything worth measuring
 _LOOK_EVERY_S = 0.5
 _KEEPER_TIMEOUT_S = 10.0
@@ -155,6 +158,12 @@ class ChildEngine:
         request = {"do": "profile", "prompt": list(prompt), "num_tokens": num_tokens}
         timeout_s = 60.0 + 10 * _SECONDS_PER_TOKEN * (num_tokens + len(prompt) / 8)
         return check_profile(self._ask(request, timeout_s).answer)
+
+    def test_kernels(self, kernels: Sequence[str]) -> tuple[KernelCase, ...]:
+        """Run the reference tests of some kernels, or of all, in the engine's process."""
+        asked = tuple(kernels) or KERNELS
+        found = self._ask({"do": "test", "kernels": list(asked)}, _TEST_TIMEOUT_S)
+        return check_kernel_cases(found.answer, asked)
 
     def cpu_s(self) -> float:
         """Return the CPU seconds that the engine has used so far."""

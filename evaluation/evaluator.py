@@ -22,6 +22,7 @@ from .gates import DocumentScore
 from .pairs import Pair, PairPlan, Stage, measure_pair, warm_up
 from .profiling import Profile, profile
 from .prompts import Prompt, Split
+from .protocol import KernelCase
 from .reference import Document, Reference, score
 from .sandbox import AnySandbox, Limits, NoSandbox, problem
 from .trust import exposure
@@ -62,6 +63,10 @@ class Evaluator(Protocol):
 
     def profile(self, variant: str, bandwidth_gbps: float) -> Profile:
         """Take a decoded token of `variant` apart."""
+        ...
+
+    def test_kernels(self, variant: str, kernels: Sequence[str]) -> Sequence[KernelCase]:
+        """Compare kernels of `variant`, or all, with plain arithmetic; help, no evidence."""
         ...
 
     def release(self, variant: str) -> None:
@@ -194,6 +199,10 @@ class LocalEvaluator:
         context = len(prompt) + num_tokens // 2
         census = bytes_per_token(read_shape(self._model_dir), settings, context=context)
         return profile(engine, prompt, num_tokens, census, bandwidth_gbps)
+
+    def test_kernels(self, variant: str, kernels: Sequence[str]) -> Sequence[KernelCase]:
+        """Run reference tests beside the loaded engine, in its sandbox."""
+        return self._engine(variant).test_kernels(kernels)
 
     def release(self, variant: str) -> None:
         """Stop the engine of `variant`, and its twin's."""

@@ -61,6 +61,11 @@ def load_prompts(workload: Workload, model_dir: Path, vocab_size: int) -> tuple[
     return _prompts(rows, cached)
 
 
+def texts_of(workload: Workload) -> dict[str, str]:
+    """Return the prompts' texts by id, for servers that apply the chat template themselves."""
+    return {row["id"]: row["text"] for row in _rows(workload)}
+
+
 def fresh_prompts(
     workload: Workload, model_dir: Path, vocab_size: int, seed: int, folder: Path
 ) -> tuple[Prompt, ...]:

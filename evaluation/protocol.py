@@ -8,6 +8,7 @@ code. The parent asks, the child answers, one frame each:
     begin     {prompt}                       → {logits}   float32 bytes, the next token's
     reveal    {token}                        → {logits}
     extend    {tokens}                       → {logits}   of each; asked of the reference only
+    test      {kernels}                      → {rows}     of reference tests
     any                                      → {error}    one line
 """
 
@@ -16,7 +17,8 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -27,7 +29,28 @@ from .errors import EngineFailedError, InvalidOutputError
 
 _MOST_COMPONENTS, _LONGEST_NAME = 64, 40  # of a profile
 MAX_FRAME_BYTES = 8 << 20  # a vocabulary of 262,144 float32 logits is 1 MiB
+_MOST_CASES, _LONGEST_CASE = 200, 300
+KERNELS = (
+    "matrix", "norm", "rotation", "attention", "feed-forward", "native-matrix", "gpu-matrix",
+)  # fmt: skip
 _HEADER = struct.Struct(">I")
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """One case of a kernel's reference test.
+
+    Attributes:
+        case: what was tried, or how it failed.
+        error: relative to what is right; negative if there is none.
+        bound: the largest error that is due to rounding.
+    """
+
+    kernel: str
+    case: str
+    error: float
+    bound: float
+    ok: bool
 
 
 def send_frame(sock: socket.socket, message: dict[str, Any], timeout_s: float) -> None:
@@ -163,6 +186,38 @@ def check_profile(message: dict[str, Any]) -> dict[str, float]:
         if not short or type(time_s) is not float or not 0 <= time_s < math.inf:
             raise InvalidOutputError(f"no component's time: {str(name)[:40]!r}")
     return times
+
+
+def check_kernel_cases(message: dict[str, Any], asked: Sequence[str]) -> tuple[KernelCase, ...]:
+    """Return the cases of an answer to `test`.
+
+    Args:
+        asked: the kernels' names.
+
+    Raises:
+        InvalidOutputError: anything but some cases of each, and of no other, with finite errors.
+    """
+    rows = _only_field(message, "rows")
+    if not isinstance(rows, list) or len(rows) > _MOST_CASES:
+        raise InvalidOutputError(f"kernel tests have at most {_MOST_CASES} cases")
+    kinds = {"kernel": str, "case": str, "error": float, "bound": float, "ok": bool}
+    for row in rows:
+        if not isinstance(row, dict) or {k: type(v) for k, v in row.items()} != kinds:
+            raise InvalidOutputError(f"no case of a kernel's test: {str(row)[:80]!r}")
+        if not math.isfinite(row["error"]) or not math.isfinite(row["bound"]):
+            raise InvalidOutputError(f"a kernel's error is no number: {str(row)[:80]!r}")
+    if {row["kernel"] for row in rows} != set(asked):
+        raise InvalidOutputError(f"cases of other kernels than {', '.join(asked)}")
+    return tuple(
+        KernelCase(
+            row["kernel"],
+            one_line(row["case"])[:_LONGEST_CASE],
+            row["error"],
+            row["bound"],
+            row["ok"],
+        )
+        for row in rows
+    )
 
 
 def check_vocab_size(message: dict[str, Any]) -> int:

@@ -22,6 +22,7 @@ from slipstream.evaluation.gates import DocumentScore
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.profiling import Profile
 from slipstream.evaluation.prompts import Split
+from slipstream.evaluation.protocol import KernelCase
 from slipstream.memory.cassette import Cassette
 
 _T = TypeVar("_T")
@@ -65,6 +66,10 @@ class Witness:
     def profile(self, variant: str, bandwidth_gbps: float) -> Profile:
         """Take a decoded token of `variant` apart."""
         return self._inner.profile(variant, bandwidth_gbps)
+
+    def test_kernels(self, variant: str, kernels: Sequence[str]) -> Sequence[KernelCase]:
+        """Compare kernels of `variant` with plain arithmetic."""
+        return self._inner.test_kernels(variant, kernels)
 
     def release(self, variant: str) -> None:
         """Free what `variant` holds."""
@@ -138,6 +143,10 @@ class StandIn:
     def profile(self, variant: str, bandwidth_gbps: float) -> Profile:  # noqa: ARG002
         """Fail: whoever took one has it on tape."""
         raise SlipstreamError(f"replay: the recording has no profile of {variant}")
+
+    def test_kernels(self, variant: str, kernels: Sequence[str]) -> Sequence[KernelCase]:  # noqa: ARG002
+        """Fail, likewise."""
+        raise SlipstreamError(f"replay: the recording has no kernels' tests of {variant}")
 
     def release(self, variant: str) -> None:
         """Nothing is held."""

@@ -1,5 +1,7 @@
 """What a coder may try on its tree while it writes; in the sandbox, as whatever an engine does."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slipstream.agents.prompting import describe_task
@@ -7,6 +9,7 @@ from slipstream.agents.quoting import quote
 from slipstream.evaluation.errors import EngineError
 from slipstream.evaluation.gates import DocumentScore, report
 from slipstream.evaluation.prompts import Split
+from slipstream.evaluation.protocol import KernelCase
 from slipstream.kernels.fit import refusal
 from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Hypothesis
@@ -53,6 +56,11 @@ class LoopBench:
         name = f"check {self.hypothesis.id} {tree.id}"
         return str(self.context.tape.observe(name, lambda: self._check(tree)))
 
+    def test(self, tree: Tree, kernel: str) -> str:
+        """Compare a kernel of a tree, or "all", with plain arithmetic; return it in words."""
+        name = f"test {kernel} {self.hypothesis.id} {tree.id}"
+        return str(self.context.tape.observe(name, lambda: self._test(tree, kernel)))
+
     def _run(self, tree: Tree) -> str:
         context = self.context
         if reason := refusal(context.shape, tree.settings, context.machine):
@@ -68,6 +76,21 @@ class LoopBench:
             finally:
                 context.evaluator.release(tree.id)
         return ""
+
+    def _test(self, tree: Tree, kernel: str) -> str:
+        context = self.context
+        if trouble := self._run(tree):
+            return f"it doesn't run:\n{quote(trouble, 'the engine', _LOG_SHOWN)}"
+        kernels = () if kernel == "all" else (kernel,)
+        with context.evaluator_lock:
+            try:
+                cases = context.evaluator.test_kernels(tree.id, kernels)
+            except EngineError as error:
+                told = f"{error}\n{error.log[-_LOG_SHOWN:]}"
+                return f"it fails:\n{quote(told, 'the engine', 2 * _LOG_SHOWN)}"
+            finally:
+                context.evaluator.release(tree.id)
+        return _in_words(cases)
 
     def _check(self, tree: Tree) -> str:
         context = self.context
@@ -92,3 +115,24 @@ class LoopBench:
             f"against the reference, on {found.num_tokens} tokens of {len(scores)} documents: PPL "
             f"{found.ppl_rise:+.2%}, KL {found.kl:.5f}, top-1 {found.top1:.1%}"
         )
+
+
+def _in_words(cases: Sequence[KernelCase]) -> str:
+    tested = [case for case in cases if case.error >= 0 or not case.ok]
+    missing = {case.kernel: case.case for case in cases if case not in tested}
+    counted = Counter(case.kernel for case in tested)
+    summary = ", ".join(f"{name} {count}" for name, count in counted.items())
+    left_out = "".join(f"; {name} {why}" for name, why in missing.items())
+    wrong = [case for case in tested if not case.ok]
+    if not wrong:
+        return f"right in all cases: {summary or 'none'}{left_out}"
+    told = "\n".join(
+        f"{case.kernel}: {case.case}"
+        if case.error < 0
+        else f"{case.kernel}, {case.case}: off by {case.error:.2g}, allowed {case.bound:.2g}"
+        for case in wrong
+    )
+    return (
+        f"wrong in {len(wrong)} of {len(tested)} cases ({summary}){left_out}:\n"
+        f"{quote(told, 'the engine', _LOG_SHOWN)}"
+    )

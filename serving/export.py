@@ -18,6 +18,8 @@ from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError
 from slipstream.kernels.variants import Tree
 
+from .launch import visible
+
 _HERE = Path(__file__).resolve().parent
 _NEEDS = (
     "torch",
@@ -50,12 +52,17 @@ class Exported:
 
 
 def export(
-    tree: Tree, rules: Challenge, model: Path, into: Path, story: str, say: Callable[[str], None]
+    tree: Tree,
+    rules: Challenge,
+    model: Path | None,
+    into: Path,
+    story: str,
+    say: Callable[[str], None],
 ) -> Exported:
     """Write a variant's submission.
 
     Args:
-        model: the checkpoint's folder; copied unless the challenge names it by a Hub id.
+        model: the checkpoint's folder, which is copied; None: the challenge names a Hub id.
         into: a folder that isn't there yet, or is empty.
         story: Markdown on how fast it is and where it comes from.
 
@@ -70,9 +77,10 @@ def export(
         with tempfile.TemporaryDirectory(prefix=".export-", dir=into.parent) as scratch:
             folder = Path(scratch) / "it"
             _write(folder, tree, manifest, story)
-            if manifest["model_id"] == "model":
+            if model is not None:
                 say(f"copying the model from {model}")
                 shutil.copytree(model, folder / "model")
+                (folder / "model").chmod(0o755)  # a cache's folder is its owner's alone
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             say(f"hashing {len(files)} files")
             sums = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}" for path in files]
@@ -102,7 +110,7 @@ def make_manifest(tree: Tree, rules: Challenge) -> dict[str, Any]:
         "served_model_name": rules.name,
         "port": _PORT,
         "serve": serve,
-        "env": {},
+        "env": visible(rules.device),
     }
 
 

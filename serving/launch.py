@@ -1,6 +1,7 @@
 """How a variant is served from this machine: by `serve.py`, in a process of its own."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from slipstream.kernels.variants import Tree
 from .running import RunningServer, free_port
 
 _SERVE = Path(__file__).resolve().parent / "serve.py"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _NO_SANDBOX = "a server needs the network, which the sandbox shuts out"
 
 
@@ -33,6 +35,8 @@ def serve_command(
             raise SlipstreamError(
                 f"serve: {package} is not installed; pip install 'slipstream-llm[serve]'"
             )
+    if not any((model / name).is_file() for name in _TOKENIZERS):
+        raise SlipstreamError(f"serve: {model} has no tokenizer, so it can't read or write text")
     if not unsafe_local and (reason := exposure(tree.engine_id, _NO_SANDBOX)):
         raise SlipstreamError(f"variant {tree.id}: {reason}")
     command = [sys.executable, str(_SERVE), "--tree", str(where), "--model", str(model)]
@@ -42,7 +46,13 @@ def serve_command(
 def run_tree(
     tree: Tree, where: Path, model: Path, log: Path, *, name: str, max_context: int
 ) -> RunningServer:
-    """Return a server of the shipped engine on a free port, to be used with `with`."""
+    """Return a server of the shipped engine on a CPU and a free port, to be used with `with`."""
     port = free_port()
     options = {"port": str(port), "name": name, "max-context": str(max_context)}
-    return RunningServer(serve_command(tree, where, model, options), port, log)
+    command = serve_command(tree, where, model, options)
+    return RunningServer(command, port, log, environ={**os.environ, **visible("cpu")})
+
+
+def visible(device: str) -> dict[str, str]:
+    """Return what of the environment hides GPUs from an engine that was measured without one."""
+    return {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}

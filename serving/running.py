@@ -4,6 +4,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,7 @@ from urllib import error, request
 from slipstream.evaluation.errors import SlipstreamError
 
 _POLL_S, _TAIL = 0.1, 2000
+_DIRECTLY = request.build_opener(request.ProxyHandler({}))  # whatever http_proxy says
 _END_S = 30.0  # that a server has to end by itself
 
 
@@ -50,10 +52,13 @@ class RunningServer:
             if (code := self.process.poll()) is not None:
                 raise SlipstreamError(f"the server ended with {code}:\n{self._last_words()}")
             try:
-                with request.urlopen(f"{self.url}/models", timeout=_END_S):
+                with _DIRECTLY.open(f"{self.url}/models", timeout=_END_S):
                     return self
-            except (error.URLError, OSError):
+            except (error.URLError, OSError, HTTPException):
                 time.sleep(_POLL_S)
+            except BaseException:
+                self._end()
+                raise
         self._end()
         raise SlipstreamError(
             f"the server wasn't ready after {self._start_s:.0f} s:\n{self._last_words()}"

@@ -6,6 +6,7 @@ from slipstream.memory.leaderboard import Standing, leaderboard
 from slipstream.memory.records import Variant
 from slipstream.memory.store import Memory
 
+_LONGEST = 400  # characters of an agent's words
 _HOW = """
 ## Start it
 
@@ -90,7 +91,12 @@ def _lineage(memory: Memory, known: dict[str, Variant], variant: str) -> list[st
         if led is not None and led.hypothesis is not None:
             idea = memory.hypothesis(led.hypothesis)
             gain = "" if led.gain is None else f", {led.gain:.2f}× its rival"
-            why = f": {idea.target}, because {idea.mechanism}{gain}"
+            why = f": {_code(idea.target)}, because {_code(idea.mechanism)}{gain}"
         lines.append(f"- `{now.id}`{why}")
         now = known.get(now.parent) if now.parent is not None else None
     return lines or ["Its source and levers were put together by hand: no run made it."]
+
+
+def _code(text: str) -> str:
+    """Return an agent's words as one line that no Markdown reader takes for anything else."""
+    return "`" + " ".join(text.replace("`", "'").split())[:_LONGEST] + "`"

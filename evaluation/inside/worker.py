@@ -5,6 +5,7 @@ Started as a file in isolated mode, it imports from slipstream nothing at all; w
 the variant is the package `engine` in the variant's tree.
 """
 
+import importlib.util
 import os
 import socket
 import struct
@@ -45,9 +46,22 @@ def _answer(engine: _Loaded, request: dict[str, Any]) -> dict[str, Any]:
             return {"logits": engine.reveal(request["token"]).numpy().tobytes()}
         case "profile":
             return {"profile": engine.profile(request["prompt"], request["num_tokens"])}
+        case "test":
+            return {"rows": _kernel_tests().run(request["kernels"])}
         case "extend":
             return {"logits": engine.extend(request["tokens"]).numpy().tobytes()}
     raise ValueError(f"unknown request {request['do']!r}")
+
+
+def _kernel_tests() -> Any:
+    """Return the module `kernel_tests`, which lies beside this file."""
+    path = Path(__file__).with_name("kernel_tests.py")
+    spec = importlib.util.spec_from_file_location("kernel_tests", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _load(request: dict[str, Any]) -> _Loaded:

@@ -51,4 +51,6 @@ def build(name: str, source: Path) -> ctypes.CDLL:
             lines = [line for line in str(error).splitlines() if "error:" in line]
             reason = (lines or str(error).splitlines() or ["no message"])[0].strip()
             raise ValueError(f"{source.name}: {compiler} says {reason}") from error
-        return ctypes.CDLL(f"{folder}/{name}.so")  # stays mapped when the folder goes
+        # Built again in one process, it gets another name.
+        (built,) = Path(folder).glob("*.so")
+        return ctypes.CDLL(str(built))  # stays mapped when the folder goes

@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,8 @@ DONE = b"data: [DONE]\n\n"
 
 
 def event(body: dict[str, Any]) -> bytes:
-    """Return a server-sent event."""
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+    """Return a server-sent event, in ASCII: some clients end lines at U+2028 too."""
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Writer:
         self.chat = not isinstance(request, Completion)
         self._id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
+        self._told: Counter[int] = Counter()  # characters of each answer's tokens so far
 
     def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
         """Return a whole answer."""
@@ -68,13 +70,9 @@ class Writer:
         return {**body, "usage": usage} if self._request.include_usage else body
 
     def choice(
-        self, index: int, piece: Piece, prompt: list[int], *, first: bool, chunk: bool, at: int = 0
+        self, index: int, piece: Piece, prompt: list[int], *, first: bool, chunk: bool
     ) -> dict[str, Any]:
-        """Return one answer, or what is new of it.
-
-        Args:
-            at: characters of the answer before this piece.
-        """
+        """Return one answer, or what is new of it."""
         choice: dict[str, Any] = {"index": index, "finish_reason": piece.finish, "logprobs": None}
         if not self.chat:
             choice["text"] = piece.text
@@ -84,7 +82,7 @@ class Writer:
         else:
             choice["message"] = {"role": "assistant", "content": piece.text, "refusal": None}
         if any(step.ranked for step in piece.steps):
-            choice["logprobs"] = self._spoken(piece) if self.chat else self._listed(piece, at)
+            choice["logprobs"] = self._spoken(piece) if self.chat else self._listed(piece, index)
         if self._request.return_token_ids:
             choice["token_ids"] = [step.token for step in piece.steps]
             if first:
@@ -103,12 +101,12 @@ class Writer:
         text: str = self._tokenizer.decode([token])
         return text
 
-    def _listed(self, piece: Piece, at: int) -> dict[str, Any]:
+    def _listed(self, piece: Piece, index: int) -> dict[str, Any]:
         """Return the log-probabilities of /v1/completions."""
         texts, offsets = [self._text(step.token) for step in piece.steps], []
         for text in texts:
-            offsets.append(at)
-            at += len(text)
+            offsets.append(self._told[index])
+            self._told[index] += len(text)
         ranked = [step.ranked for step in piece.steps]
         return {
             "tokens": texts,

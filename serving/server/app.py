@@ -1,16 +1,19 @@
 """The routes: /v1/models, /v1/completions, /v1/chat/completions, /health."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Send
 
 from .answers import DONE, Piece, Writer, event, usage_of
 from .decoding import Decoder, Engine, Job, Step
@@ -25,6 +28,10 @@ from .fields import Chat, Completion, Sampling
 from .text import TextStream
 
 _GONE = 499  # as nginx has it: the client closed the connection
+_MOST_PROMPTS = 128
+_LONGEST_TOKEN = 64  # characters; far more than a text's average
+_COLDEST = 1e-5  # below, dividing by the temperature gives nothing but infinities
+_LOG = logging.getLogger("uvicorn.error")
 
 
 @dataclass
@@ -114,18 +121,37 @@ class _Service:
 
     def read_prompts(self, asked: Completion) -> list[Job]:
         self.check_name(asked.model)
-        tokens = [
-            self._served.tokenizer.encode(prompt, add_special_tokens=asked.add_special_tokens)
-            if isinstance(prompt, str)
-            else prompt
-            for prompt in asked.prompts
-        ]
-        if not tokens:
-            raise RequestError("prompt: the list is empty", param="prompt")
+        if not 0 < len(asked.prompts) <= _MOST_PROMPTS:
+            raise RequestError(
+                f"prompt: {len(asked.prompts)} of them; 1 to {_MOST_PROMPTS} are answered",
+                param="prompt",
+            )
+        tokens = [self._encoded(prompt, asked) for prompt in asked.prompts]
         return [self._job(asked, one, asked.max_tokens, asked.logprobs) for one in tokens]
+
+    def _encoded(self, prompt: str | list[int], asked: Completion) -> list[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        self._check_length(prompt, "prompt")
+        tokens: list[int] = self._served.tokenizer.encode(
+            prompt, add_special_tokens=asked.add_special_tokens
+        )
+        return tokens
+
+    def _check_length(self, text: str, param: str) -> None:
+        """Refuse what can't fit before it is tokenized, which would hold everybody up."""
+        most = _LONGEST_TOKEN * self._served.max_context
+        if len(text) > most:
+            raise RequestError(
+                f"{param}: {len(text)} characters can't be {self._served.max_context} tokens, this "
+                "model's maximum context length",
+                param=param,
+                code="context_length_exceeded",
+            )
 
     def read_messages(self, asked: Chat) -> Job:
         self.check_name(asked.model)
+        self._check_length("".join(str(one.content) for one in asked.messages), "messages")
         if self._served.tokenizer.chat_template is None:
             raise RequestError(
                 "this model has no chat template: use /v1/completions", param="messages"
@@ -159,23 +185,33 @@ class _Service:
                 code="context_length_exceeded",
             )
         return Job(
-            prompt, count, asked.temperature, asked.top_p, asked.top_k, asked.seed, logprobs,
+            prompt,
+            count,
+            0.0 if asked.temperature < _COLDEST else asked.temperature,
+            asked.top_p,
+            asked.top_k,
+            asked.seed,
+            logprobs,
             asked.prompt_logprobs,
-        )  # fmt: skip
+            all_tokens=asked.ignore_eos and not asked.stops,
+        )
 
     async def answer(self, asked: Sampling, jobs: list[Job], request: Request) -> Response:
         """Answer a request, at once or in pieces."""
         writer = Writer(asked, self._served.name, self._served.tokenizer)
         if asked.stream:
             events = self._events(asked, jobs, writer)
-            return StreamingResponse(events, media_type="text/event-stream")
+            return _Events(events, media_type="text/event-stream")
         return await _unless_gone(request, lambda: self._whole(asked, jobs, writer))
 
     async def _whole(self, asked: Sampling, jobs: list[Job], writer: Writer) -> Response:
         choices, num_answer = [], 0
         for index, job in enumerate(jobs):
-            async with aclosing(self._pieces(asked, job)) as pieces:
-                piece = Piece.of([piece async for piece in pieces])
+            try:
+                async with aclosing(self._pieces(asked, job)) as pieces:
+                    piece = Piece.of([piece async for piece in pieces])
+            except Exception as error:
+                raise _own_error(error) from error
             choices.append(writer.choice(index, piece, job.prompt, first=True, chunk=False))
             num_answer += len(piece.steps)
         num_prompt = sum(len(job.prompt) for job in jobs)
@@ -185,17 +221,20 @@ class _Service:
         self, asked: Sampling, jobs: list[Job], writer: Writer
     ) -> AsyncGenerator[bytes]:
         num_answer = 0
-        for index, job in enumerate(jobs):
-            first, at = True, 0
-            async with aclosing(self._pieces(asked, job)) as pieces:
-                async for piece in pieces:
-                    choice = writer.choice(index, piece, job.prompt, first=first, chunk=True, at=at)
-                    yield event(writer.chunk([choice]))
-                    first, at = False, at + len(piece.text)
-                    num_answer += len(piece.steps)
-        if asked.include_usage:
-            num_prompt = sum(len(job.prompt) for job in jobs)
-            yield event(writer.chunk([], usage_of(num_prompt, num_answer)))
+        try:
+            for index, job in enumerate(jobs):
+                first = True
+                async with aclosing(self._pieces(asked, job)) as pieces:
+                    async for piece in pieces:
+                        choice = writer.choice(index, piece, job.prompt, first=first, chunk=True)
+                        yield event(writer.chunk([choice]))
+                        first = False
+                        num_answer += len(piece.steps)
+            if asked.include_usage:
+                num_prompt = sum(len(job.prompt) for job in jobs)
+                yield event(writer.chunk([], usage_of(num_prompt, num_answer)))
+        except Exception as error:  # the status has been sent: the stream itself has to say it
+            yield event(_own_error(error).body)
         yield DONE
 
     async def _pieces(self, asked: Sampling, job: Job) -> AsyncGenerator[Piece]:
@@ -206,14 +245,15 @@ class _Service:
         async with aclosing(self.decoder.run(job)) as turns:
             async for turn in turns:
                 piece = Piece(of_prompt=[step for step in turn if step.of_prompt])
-                for some in _until_end([step for step in turn if not step.of_prompt], ends, asked):
+                new = [step for step in turn if not step.of_prompt][: job.max_tokens - count]
+                for some in _until_end(new, ends, asked):
                     piece.steps += some
                     piece.text += stream.push([step.token for step in some])
                     count += len(some)
                     if some[-1].token in ends or stream.stopped:
                         piece.finish = "stop"
                         break
-                if piece.finish or count == job.max_tokens:
+                if piece.finish or (count and count == job.max_tokens):
                     piece.finish = piece.finish or "length"
                     if not stream.stopped:
                         piece.text += stream.finish()
@@ -222,7 +262,25 @@ class _Service:
                     return
                 if piece.steps or piece.of_prompt:
                     yield piece
-        yield Piece(finish="length")  # nothing was asked for but the prompt's log-probabilities
+        # Nothing was asked for but the prompt's log-probabilities, or the engine fell short.
+        yield Piece(stream.finish(), finish="length")
+
+
+def _own_error(error: Exception) -> RequestError:
+    """Return what a client is told of the engine's error; the traceback goes to the log."""
+    _LOG.error("the engine failed", exc_info=error)
+    told = f"{type(error).__name__}: {error}"
+    return RequestError(told, status=HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+class _Events(StreamingResponse):
+    """A stream that ends with its reader, not when somebody collects garbage."""
+
+    async def stream_response(self, send: Send) -> None:
+        events = self.body_iterator
+        assert isinstance(events, AsyncGenerator)
+        async with aclosing(events):
+            await super().stream_response(send)
 
 
 def _until_end(steps: list[Step], ends: frozenset[int], asked: Sampling) -> Iterator[list[Step]]:

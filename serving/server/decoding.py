@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ _ROWS = 16  # positions of a prompt that are scored in a turn
 
 
 class Engine(Protocol):
-    """What the server asks of an engine; one without `stream` answers all at once."""
+    """What the server asks of an engine; most have `stream` too, trees from before it don't."""
 
     vocab_size: int
 
@@ -60,6 +61,7 @@ class Job:
         logprobs: how many of the likeliest tokens are told beside each chosen one; None: not even
             its own log-probability is.
         prompt_logprobs: the same for each token of the prompt.
+        all_tokens: whether nothing ends the answer before `max_tokens`.
     """
 
     prompt: list[int]
@@ -70,6 +72,7 @@ class Job:
     seed: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    all_tokens: bool = False
 
     @property
     def needs_logits(self) -> bool:
@@ -87,31 +90,50 @@ class Decoder:
         self._tps = 1 / TURN_S  # of the last turn
 
     async def run(self, job: Job) -> AsyncGenerator[list[Step]]:
-        """Yield the answer's tokens as they come; closed early, the engine is soon free."""
-        loop = asyncio.get_running_loop()
-        async with self._turn:
-            source = self._steps(job)
-            try:
-                turn = loop.run_in_executor(self._thread, next, source, None)
-                while (steps := await turn) is not None:
-                    # The engine goes on while this turn's tokens are on their way.
-                    turn = loop.run_in_executor(self._thread, next, source, None)
-                    yield steps
-            finally:
-                # After the turn that may be under way, and before anybody else's.
-                self._thread.submit(source.close)
+        """Yield the answer's tokens as they come; closed early, the engine is soon free.
+
+        The engine waits for no reader: a slow one finds all its tokens waiting.
+        """
+        turns: asyncio.Queue[list[Step] | Exception | None] = asyncio.Queue()
+        pump = asyncio.create_task(self._pump(job, turns))
+        try:
+            while (turn := await turns.get()) is not None:
+                if isinstance(turn, Exception):
+                    raise turn
+                yield turn
+        finally:
+            pump.cancel()
+            await asyncio.wait({pump})
 
     def close(self) -> None:
         """Wait for the turn that is under way."""
         self._thread.shutdown(cancel_futures=True)
 
+    async def _pump(self, job: Job, turns: asyncio.Queue[list[Step] | Exception | None]) -> None:
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            source = self._steps(job)
+            try:
+                while True:
+                    turn = await loop.run_in_executor(self._thread, next, source, None)
+                    turns.put_nowait(turn)
+                    if turn is None:
+                        return
+            except Exception as error:  # the engine's own: whoever asked is told
+                turns.put_nowait(error)
+            finally:
+                with suppress(RuntimeError):  # the server is being shut down
+                    # After the turn that may be under way, and before anybody else's.
+                    self._thread.submit(source.close)
+
     def _steps(self, job: Job) -> Generator[list[Step]]:
-        if job.needs_logits:
+        stream = getattr(self.engine, "stream", None)
+        if job.needs_logits or (stream is None and not job.all_tokens):
             yield from self._with_logits(job)
-        elif job.max_tokens and hasattr(self.engine, "stream"):
+        elif job.max_tokens and stream is not None:
             begun = time.perf_counter()
             at_once = min(max(round(TURN_S * self._tps), 1), _MOST_AT_ONCE)
-            for turn, tokens in enumerate(self.engine.stream(job.prompt, job.max_tokens, at_once)):
+            for turn, tokens in enumerate(stream(job.prompt, job.max_tokens, at_once)):
                 if turn:  # the first one reads the prompt
                     self._tps = len(tokens) / (time.perf_counter() - begun)
                 yield [Step(token) for token in tokens]

@@ -6,7 +6,14 @@ A field that would change the answer and that this server can't honour is refuse
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 MOST_LOGPROBS = 20
 Text = Annotated[str, Field(max_length=4_000_000)]
@@ -40,6 +47,25 @@ class Sampling(BaseModel):
     frequency_penalty: float | None = 0.0
     logit_bias: dict[str, float] | None = None
     user: str | None = None
+    repetition_penalty: float = 1.0
+    min_p: float = 0.0
+    min_tokens: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        """A field that is null is one that isn't there."""
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
+
+    @field_validator("repetition_penalty", "min_p", "min_tokens")
+    @classmethod
+    def _neutral(cls, value: float, info: ValidationInfo) -> float:
+        neutral = 1.0 if info.field_name == "repetition_penalty" else 0
+        if value != neutral:
+            raise ValueError(f"{value}: not supported by this server, but for {neutral:g}")
+        return value
 
     @field_validator("n")
     @classmethod

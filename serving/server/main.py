@@ -17,6 +17,9 @@ import uvicorn
 
 from .app import Served, make_app
 
+_PATIENCE_S = 5  # with whoever is still waiting for an answer when the server is told to stop
+_NEEDED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Serve until it is told to stop."""
@@ -31,13 +34,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.model is None:
         parser.error("no model: --model FOLDER, or MODEL_ID in the environment")
-    with socket.socket() as door:  # taken before the model is loaded, which takes a while
-        try:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            door.bind((options.host, options.port))
-        except OSError as error:
-            why = error.strerror or error
-            sys.exit(f"error: {options.host} port {options.port}: {why}; --port names another one")
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    where = (options.host, options.port)
+    try:  # taken before the model is loaded, which takes a while
+        door = socket.create_server(where, family=family, backlog=2048)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else error
+        sys.exit(f"error: {options.host} port {options.port}: {why}; --port names another one")
+    with door:
         _serve(door, options)
 
 
@@ -49,7 +53,9 @@ def _serve(door: socket.socket, options: argparse.Namespace) -> None:
         line = (str(error).strip().splitlines() or ["no message"])[0]
         sys.exit(f"error: {line}")
     print(f"{served.name} at http://{options.host}:{options.port}/v1", flush=True)
-    config = uvicorn.Config(make_app(served), log_level="warning")
+    config = uvicorn.Config(
+        make_app(served), log_level="warning", timeout_graceful_shutdown=_PATIENCE_S
+    )
     uvicorn.Server(config).run(sockets=[door])
 
 
@@ -66,7 +72,7 @@ def find_model(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name))
+        return Path(snapshot_download(name, allow_patterns=_NEEDED))
     except Exception as error:  # connection errors come as httpx, requests or OS errors
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model {name!r}: the Hub says {line}") from error

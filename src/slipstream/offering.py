@@ -1,13 +1,14 @@
 """Commands that hand an engine to others."""
 
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .display import say_plainly, show_rows
+from .display import print_json, say_plainly, show_rows
 from .options import (
     DEFAULT_CHALLENGE,
     AsJson,
@@ -20,6 +21,8 @@ from .options import (
 )
 
 app = typer.Typer()
+submission_app = typer.Typer(no_args_is_help=True, help="Folders that a challenge can start.")
+app.add_typer(submission_app, name="submission")
 
 
 @app.command()
@@ -43,7 +46,7 @@ def serve(
     from slipstream.graph.lineage import find_tree
     from slipstream.kernels.variants import VariantStore
     from slipstream.memory.store import open_memory
-    from slipstream.serving.launch import serve_command
+    from slipstream.serving.launch import serve_command, visible
 
     rules = load_challenge(challenge)
     variants = VariantStore(data_dir() / "variants")
@@ -58,7 +61,7 @@ def serve(
     }
     model = fetch_model(rules.model, say_plainly)
     command = serve_command(tree, where, model, options, unsafe_local=unsafe_local)
-    os.execv(command[0], command)
+    os.execve(command[0], command, {**os.environ, **visible(rules.device)})
 
 
 @app.command()
@@ -85,6 +88,44 @@ def export(
     say = (lambda _: None) if as_json else say_plainly
     with open_memory(memory) as store:
         tree = find_tree(store, VariantStore(data_dir() / "variants"), variant, settings)
-        story = tell(store, tree.id, tree.settings, rules, make_manifest(tree, rules))
-    found = write(tree, rules, fetch_model(rules.model, say), folder.absolute(), story, say)
+        manifest = make_manifest(tree, rules)
+        story = tell(store, tree.id, tree.settings, rules, manifest)
+    model = fetch_model(rules.model, say) if manifest["model_id"] == "model" else None
+    found = write(tree, rules, model, folder.absolute(), story, say)
     show_rows([{**asdict(found), "folder": str(found.folder)}], as_json)
+
+
+@submission_app.command("bench")
+def bench_submission(
+    folder: Annotated[Path, typer.Argument(help="With manifest.json.")],
+    into: Annotated[Path, typer.Option("--out", help="Where the artifacts go.")] = Path("bench"),
+    challenge: ChallengeOption = DEFAULT_CHALLENGE,
+    prompts: Annotated[int | None, typer.Option(min=1, help="How many prompts.")] = None,
+    output_len: Annotated[int | None, typer.Option(min=2, help="Tokens of each answer.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Passes over all prompts.")] = 3,
+    here: Annotated[
+        bool, typer.Option("--here", help="Run it with this Python instead of its dependencies.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a submission over HTTP as the challenge does: speed, tokens, perplexity, identity."""
+    from slipstream.evaluation.challenge import load_challenge
+    from slipstream.serving.artifacts import Plan, write_artifacts
+    from slipstream.serving.artifacts import bench_submission as measure
+    from slipstream.serving.submission import make_environment, read_manifest
+
+    rules, manifest = load_challenge(challenge), read_manifest(folder)
+    plan = Plan(
+        prompts or rules.workload.num_prompts, output_len or rules.workload.num_tokens, repeats
+    )
+    say = (lambda _: None) if as_json else say_plainly
+    programs = Path(sys.executable).parent if here else make_environment(manifest, say)
+    into.mkdir(parents=True, exist_ok=True)
+    found = measure(folder, rules, plan, programs, into / "server.log", say)
+    write_artifacts(found, into)
+    flat = {**found.summary, **found.summary.get("identity", {}), "artifacts": str(into)}
+    flat.pop("identity", None)
+    if as_json:
+        print_json(flat)
+    else:
+        show_rows([{"": name, "value": value} for name, value in flat.items()], as_json=False)

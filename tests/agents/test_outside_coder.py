@@ -40,6 +40,9 @@ class Bench:
     def check(self, tree: Tree) -> str:
         return ""
 
+    def test(self, tree: Tree, kernel: str) -> str:
+        return ""
+
 
 @pytest.fixture
 def memory(home: Path) -> Memory:

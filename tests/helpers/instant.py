@@ -14,6 +14,7 @@ from slipstream.evaluation.gates import DocumentScore
 from slipstream.evaluation.pairs import MAX_ATTEMPTS, Pair, Stage
 from slipstream.evaluation.profiling import Component, Profile
 from slipstream.evaluation.prompts import Split
+from slipstream.evaluation.protocol import KernelCase
 from slipstream.kernels.census import ModelShape, bytes_per_token
 from slipstream.kernels.variants import Tree
 
@@ -79,6 +80,9 @@ class InstantEvaluator:
         read = sum(bytes_per_token(SMOLLM2, self.read(variant).settings).values())
         step = Component("step", read, token_s, 1.0, read / (bandwidth_gbps * 1e9) / token_s)
         return Profile((step,), token_s, 0.01, read, bandwidth_gbps)
+
+    def test_kernels(self, variant: str, kernels: Sequence[str]) -> Sequence[KernelCase]:
+        return [KernelCase(name, "one case", 0.001, 0.01, True) for name in kernels or ("norm",)]
 
     def release(self, variant: str) -> None:
         """Nothing is held."""

@@ -207,6 +207,9 @@ def test_without_a_compiler_it_says_what_to_install(
     build.cache_clear()
     with pytest.raises(ValueError, match=r"step\.cpp: no-such-compiler not found.*apt-get install"):
         engine_with(tiny_llama, tmp_path, step="native")
+    monkeypatch.delenv("CXX")
+    build.cache_clear()
+    assert engine_with(tiny_llama, tmp_path, step="native").generate([1, 2], 3)  # built once more
 
 
 def test_source_that_does_not_compile_says_where(tmp_path: Path) -> None:

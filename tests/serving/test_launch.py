@@ -17,11 +17,19 @@ CHANGED = replace(SEED, files={**SEED.files, "engine/more.py": b"x = 1\n"})
 
 
 def test_changed_source_is_served_only_on_request(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "tokenizer.json").touch()
     with pytest.raises(SlipstreamError, match=r"changed by an agent, .* shuts out; --unsafe-local"):
-        serve_command(CHANGED, tmp_path, tmp_path, {})
-    command = serve_command(CHANGED, tmp_path, tmp_path, {"port": "8001"}, unsafe_local=True)
+        serve_command(CHANGED, tmp_path, model, {})
+    command = serve_command(CHANGED, tmp_path, model, {"port": "8001"}, unsafe_local=True)
     assert command[-2:] == ["--port", "8001"]
-    assert serve_command(SEED, tmp_path, tmp_path, {})[0] == sys.executable
+    assert serve_command(SEED, tmp_path, model, {})[0] == sys.executable
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SlipstreamError, match="has no tokenizer"):
+        serve_command(SEED, tmp_path, tmp_path, {})
 
 
 def test_a_server_that_ends_at_once_has_its_last_words(tmp_path: Path) -> None:

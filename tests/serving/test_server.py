@@ -3,24 +3,26 @@
 import asyncio
 import json
 import math
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 import torch
 from langchain_openai import ChatOpenAI
-from openai import APIStatusError, OpenAI
+from openai import APIError, APIStatusError, InternalServerError, OpenAI
 from transformers import AutoTokenizer
 
 from slipstream.kernels.engine.engine import Engine, load
 from slipstream.kernels.levers import SEED_SETTINGS
-from slipstream.kernels.variants import VariantStore, seed_tree
-from slipstream.serving.launch import run_tree
-from slipstream.serving.running import RunningServer
+from slipstream.kernels.variants import Tree, VariantStore, seed_tree
+from slipstream.serving.launch import run_tree, serve_command
+from slipstream.serving.running import RunningServer, free_port
 
 SETTINGS = {**SEED_SETTINGS, "step": "native", "weights": "int4-g32", "head": "int8"}
 PROMPT = "The capital of France is"
@@ -187,9 +189,11 @@ def test_log_probabilities_are_the_engine_s(client: OpenAI, engine: Engine, toke
         assert own == pytest.approx(float(row[token]), abs=1e-4)
         assert max(top.values()) == own
         assert len(top) == 3
-    only = complete(client, max_tokens=0, extra={"prompt_logprobs": 0}).choices[0]
-    assert len(only.prompt_logprobs) == len(prompt)
-    assert only.text == ""
+    for size in (1, 16, 17, 40):
+        extra = {"prompt_logprobs": 0}
+        only = complete(client, prompt=[*range(1, size + 1)], max_tokens=0, extra=extra).choices[0]
+        assert len(only.prompt_logprobs) == size
+        assert (only.text, only.finish_reason) == ("", "length")
 
     chat = client.chat.completions.create(
         model="served",
@@ -204,6 +208,83 @@ def test_log_probabilities_are_the_engine_s(client: OpenAI, engine: Engine, toke
     for entry in entries:  # type: ignore[union-attr]
         assert entry.logprob == entry.top_logprobs[0].logprob
         assert bytes(entry.bytes).decode() == entry.token  # type: ignore[arg-type]
+
+
+def test_streamed_log_probabilities_are_those_of_the_whole(client: OpenAI) -> None:
+    """Offsets too, though text is held back for a stop string that doesn't come."""
+    fields: dict[str, Any] = {"max_tokens": 12, "logprobs": 1, "stop": ["Paris is a"]}
+    whole = complete(client, **fields).choices[0].logprobs
+    parts = [chunk.choices[0].logprobs for chunk in complete(client, stream=True, **fields)]
+    for name in ("tokens", "token_logprobs", "text_offset"):
+        assert [x for part in parts if part for x in getattr(part, name)] == getattr(whole, name)
+
+
+def test_fields_without_effect_and_nulls_are_taken(client: OpenAI, server: RunningServer) -> None:
+    body = {
+        "model": "served", "prompt": PROMPT, "max_tokens": 4, "temperature": 0, "top_p": None,
+        "repetition_penalty": 1.0, "min_p": 0, "min_tokens": 0, "echo": None, "stream": None,
+        "return_token_ids": True, "ignore_eos": True,
+    }  # fmt: skip
+    answer = httpx.post(f"{server.url}/completions", json=body, timeout=60).json()
+    expected = complete(client, max_tokens=4).choices[0].token_ids
+    assert answer["choices"][0]["token_ids"] == expected
+
+
+def test_a_reader_that_stalls_holds_nobody_up(server: RunningServer, client: OpenAI) -> None:
+    body = {
+        "model": "served", "prompt": PROMPT, "max_tokens": 1500, "temperature": 0,
+        "ignore_eos": True, "stream": True, "logprobs": 20,
+    }  # fmt: skip
+    text = json.dumps(body)
+    with socket.create_connection(("127.0.0.1", urlsplit(server.url).port or 0)) as stalled:
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        stalled.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
+        assert stalled.recv(100)
+        assert complete(client, max_tokens=3, timeout=120).choices[0].token_ids
+
+
+@pytest.fixture
+def other(smollm2: Path, tmp_path: Path) -> Callable[[str, str], RunningServer]:
+    """A server whose engine's source was changed."""
+
+    def start_other(old: str, new: str) -> RunningServer:
+        tree = seed_tree(SETTINGS)
+        source = tree.files["engine/engine.py"].decode()
+        assert old in source
+        changed = {**tree.files, "engine/engine.py": source.replace(old, new).encode()}
+        where = VariantStore(tmp_path / "variants").add(Tree(changed))
+        port = free_port()
+        options = {"port": str(port), "name": "served", "max-context": "2048"}
+        command = serve_command(tree, where, smollm2, options)
+        return RunningServer(command, port, tmp_path / "log")
+
+    return start_other
+
+
+def test_an_engine_that_fails_is_heard_of(other: Callable[[str, str], RunningServer]) -> None:
+    """Whole and halfway through a stream; who comes next is served."""
+    going_on = "            left -= len(tokens)\n\n    @torch"  # of `_plain`
+    failing = "            if prompt[0] == 7:\n                raise RuntimeError('broken')\n"
+    with other(going_on, failing + going_on) as server:
+        client = OpenAI(base_url=server.url, api_key="none", max_retries=0)
+        with pytest.raises(InternalServerError, match="RuntimeError: broken"):
+            complete(client, prompt=[7, 8, 9], max_tokens=60)
+        with pytest.raises(APIError, match="RuntimeError: broken"):
+            list(complete(client, prompt=[7, 8, 9], max_tokens=60, stream=True))
+        assert len(complete(client, max_tokens=60).choices[0].token_ids) == 60
+
+
+def test_a_tree_from_before_streams_is_served_too(
+    other: Callable[[str, str], RunningServer], client: OpenAI
+) -> None:
+    chat: Any = {"messages": [{"role": "user", "content": "Say hello."}], "temperature": 0}
+    with other("stream(", "old_stream(") as server:
+        before = OpenAI(base_url=server.url, api_key="none")
+        assert complete(before).choices[0].token_ids == complete(client).choices[0].token_ids
+        answers = [c.chat.completions.create(model="served", **chat) for c in (before, client)]
+    first, second = (answer.choices[0] for answer in answers)
+    assert (first.finish_reason, first.message.content) == ("stop", second.message.content)
 
 
 def test_sampling_is_drawn_from_the_softmax(client: OpenAI, engine: Engine, tokenizer: Any) -> None:
@@ -236,12 +317,14 @@ def test_sampling_is_drawn_from_the_softmax(client: OpenAI, engine: Engine, toke
     [
         ({"model": "gpt-4"}, 404, "model", "`gpt-4` does not exist: this server has `served`"),
         ({"prompt": [10**9]}, 400, "prompt", "token 1000000000 is not in the vocabulary of 49152"),
-        ({"prompt": []}, 400, "prompt", "the list is empty"),
+        ({"prompt": []}, 400, "prompt", "0 of them; 1 to 128 are answered"),
         ({"prompt": ""}, 400, "prompt", "no tokens"),
         ({"max_tokens": 5000}, 400, "prompt", "maximum context length is 2048"),
         ({"max_tokens": -1}, 400, "max_tokens", "greater than or equal to 0"),
         ({"temperature": 3}, 400, "temperature", "less than or equal to 2"),
         ({"n": 2}, 400, "n", "one answer"),
+        ({"prompt": "x" * 200_000}, 400, "prompt", "can't be 2048 tokens"),
+        ({"extra": {"repetition_penalty": 1.2}}, 400, "repetition_penalty", "but for 1"),
         ({"echo": True}, 400, "echo", "not supported"),
         ({"stop": ["a", ""]}, 400, "stop", "none of them empty"),
         ({"extra": {"top_q": 1}}, 400, "top_q", "Unrecognized request argument"),
