@@ -135,10 +135,10 @@ def test_sigkill_of_real_runs(tmp_path: Path) -> None:
     kills = 0
     while True:
         try:
-            process.wait(timeout=rng.uniform(4, 14) if kills < 3 else 240)
+            process.wait(timeout=rng.uniform(4, 14) if kills < 4 else 240)
             break
         except subprocess.TimeoutExpired:
-            assert kills < 3, "the run never ended"
+            assert kills < 4, "the run never ended"
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1

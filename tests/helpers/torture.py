@@ -65,6 +65,7 @@ _RIVAL = "rival"
 _RIVALS_LEASE_S = 0.2
 _PATIENCE_S = 0.5  # a stopped process may hold the lock that its rival waits for
 _MAX_ERRORS = 10
+_MORE_STOPS = 20
 _NATURAL_KEYS = {
     "measurements": ("experiment", "stage", "index", "attempt"),
     "scores": ("experiment", "split", "document"),
@@ -403,6 +404,11 @@ def torture(url: str, home: Path, kills: int, stops: int, most_points: int, step
         work.kill()
         if sys.stderr.isatty() and number % 20 == 0:
             print(f"\r{number}/{kills}", end="", file=sys.stderr)
+    # Where a stopped one is killed before it writes, nothing shows that it would have been refused.
+    for _ in range(_MORE_STOPS if stops else 0):
+        if work.toll.refused:
+            break
+        work.stop()
     work.finish()
     work.every_point(most_points, step)
     toll = work.settle()
