@@ -5,6 +5,8 @@ VENV ?= .venv
 # `make run TORCH_INDEX=https://download.pytorch.org/whl/cpu` fetches PyTorch's small CPU build.
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+# Tests that measure time run alone, after the others.
+TEST_WORKERS ?= 2
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: run test lint types torture bench-loop clean
@@ -13,7 +15,8 @@ run: $(VENV)/.installed
 	$(VENV)/bin/slipstream run
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m 'not timed' -n $(TEST_WORKERS) --dist worksteal
+	$(VENV)/bin/python -m pytest -m timed
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,6 +19,22 @@ from pydantic import (
 MOST_LOGPROBS = 20
 Text = Annotated[str, Field(max_length=4_000_000)]
 Tokens = list[int]
+
+
+def _one(count: int | None) -> int | None:
+    if count not in (None, 1):
+        raise ValueError(f"{count}: this server gives one answer to a prompt")
+    return count
+
+
+def _nothing(value: Any) -> Any:
+    if value:
+        raise ValueError("not supported by this server")
+    return value
+
+
+One = Annotated[int | None, AfterValidator(_one)]
+Unsupported = AfterValidator(_nothing)
 
 
 class Sampling(BaseModel):
@@ -39,13 +56,13 @@ class Sampling(BaseModel):
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: dict[str, bool] | None = None
-    n: int | None = 1
+    n: One = 1
     ignore_eos: bool = False
     return_token_ids: bool = False
     prompt_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
-    presence_penalty: float | None = 0.0
-    frequency_penalty: float | None = 0.0
-    logit_bias: dict[str, float] | None = None
+    presence_penalty: Annotated[float | None, Unsupported] = 0.0
+    frequency_penalty: Annotated[float | None, Unsupported] = 0.0
+    logit_bias: Annotated[dict[str, float] | None, Unsupported] = None
     user: str | None = None
     repetition_penalty: float = 1.0
     min_p: float = 0.0
@@ -65,20 +82,6 @@ class Sampling(BaseModel):
         neutral = 1.0 if info.field_name == "repetition_penalty" else 0
         if value != neutral:
             raise ValueError(f"{value}: not supported by this server, but for {neutral:g}")
-        return value
-
-    @field_validator("n")
-    @classmethod
-    def _one_answer(cls, n: int | None) -> int | None:
-        if n not in (None, 1):
-            raise ValueError(f"{n}: this server gives one answer to a prompt")
-        return n
-
-    @field_validator("presence_penalty", "frequency_penalty", "logit_bias")
-    @classmethod
-    def _not_here(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("not supported by this server")
         return value
 
     @field_validator("stop")
@@ -108,23 +111,9 @@ class Completion(Sampling):
     max_tokens: int = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     add_special_tokens: bool = True
-    echo: bool = False
-    best_of: int | None = 1
-    suffix: str | None = None
-
-    @field_validator("echo", "suffix")
-    @classmethod
-    def _no_echo(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("not supported by this server")
-        return value
-
-    @field_validator("best_of")
-    @classmethod
-    def _one(cls, best_of: int | None) -> int | None:
-        if best_of not in (None, 1):
-            raise ValueError(f"{best_of}: this server gives one answer to a prompt")
-        return best_of
+    echo: Annotated[bool, Unsupported] = False
+    best_of: One = 1
+    suffix: Annotated[str | None, Unsupported] = None
 
     @property
     def prompts(self) -> Sequence[str | Tokens]:
@@ -162,14 +151,7 @@ class Chat(Sampling):
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     response_format: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-
-    @field_validator("tools")
-    @classmethod
-    def _no_tools(cls, tools: list[Any] | None) -> list[Any] | None:
-        if tools:
-            raise ValueError("not supported by this server")
-        return tools
+    tools: Annotated[list[Any] | None, Unsupported] = None
 
     @field_validator("response_format")
     @classmethod

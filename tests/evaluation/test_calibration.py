@@ -13,6 +13,7 @@ from slipstream.evaluation.prompts import Prompt, Split
 from slipstream.evaluation.reference import Reference
 
 
+@pytest.mark.timed
 def test_noise_is_measured_once_and_orders_as_expected(
     tiny_llama: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from slipstream.kernels.variants import VariantStore, seed_tree
 PROMPT = list(range(20, 50))
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("step", ["eager", "native"])
 def test_components_add_up_to_a_token(step: str, tiny_llama: Path, tmp_path: Path) -> None:
     settings = {"step": step, "cache": "static"}

@@ -274,6 +274,7 @@ def _see(tree: Path) -> list[str]:
     return found
 
 
+@pytest.mark.timed
 @needs_bubblewrap
 def test_start_costs_little(tmp_path: Path) -> None:
     """Under 50 ms more than without; medians, because this machine is shared."""

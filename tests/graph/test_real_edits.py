@@ -174,6 +174,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[S
             yield Story(memory, run, races, server, challenge, home / "slipstream")
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_each_edit_gets_the_right_verdict(story: Story) -> None:
@@ -207,6 +208,7 @@ def test_each_edit_gets_the_right_verdict(story: Story) -> None:
     assert found.total.calls == len(story.server.requests)
 
 
+@pytest.mark.timed
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_run_is_replayed_without_models_or_engines(story: Story) -> None:

@@ -80,6 +80,7 @@ def test_changed_source_is_not_run_without_a_sandbox(
     assert (tmp_path / "ran").exists()
 
 
+@pytest.mark.timed
 def test_a_real_engine_is_reproduced(home: Path, tmp_path: Path) -> None:
     path = write_tiny(tmp_path)
     said: list[str] = []

@@ -219,6 +219,7 @@ def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         open_memory(f"sqlite:///{tmp_path}/m.db")
 
 
+@pytest.mark.timed
 def test_opening_again_is_quick(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/m.db"
     open_memory(url).close()

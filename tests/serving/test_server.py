@@ -353,6 +353,7 @@ def test_what_is_no_request_gets_the_same_shape(server: RunningServer) -> None:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_frees_the_engine(
     stream: bool, server: RunningServer, client: OpenAI

@@ -16,6 +16,7 @@ from slipstream.evaluation.statistics import estimate
 pytestmark = [
     pytest.mark.skipif(bool(sandbox.problem()), reason=f"no sandbox: {sandbox.problem()}"),
     pytest.mark.slow,
+    pytest.mark.timed,
 ]
 
 
