@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from slipstream.evaluation.redaction import redact
-from slipstream.kernels.variants import Tree
+from slipstream.kernels.variants import LEVERS, MANIFEST, Tree
 
 MAX_FILE = 200_000  # bytes
 MAX_TREE = 4_000_000
 MAX_SHOWN = 16_000  # characters of one answer
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_CATALOGUE = "levers.toml"
 _MAX_DEPTH = 6
-SUFFIXES = (".py", ".cpp", ".h", ".cu", ".cuh")
+_SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh")
+_SERVERS = (*_SOURCES, ".json", ".yaml", ".toml", ".sh", ".jinja", ".txt")
 _MAX_HITS = 60
 
 
@@ -114,8 +116,8 @@ class Desk:
             DeskError: no such file.
         """
         self._text(path)
-        if path == "levers.json":
-            raise DeskError("levers.json stays: set levers")
+        if path in (LEVERS, _CATALOGUE, MANIFEST):
+            raise DeskError(f"{path} stays")
         del self._files[path]
         return f"{path}: deleted"
 
@@ -134,7 +136,7 @@ class Desk:
         for path, content in files.items():
             if content == self._files.get(path):
                 continue
-            if path == "levers.json":
+            if path == LEVERS:
                 self.set_levers(_settings(content))
                 continue
             if path not in self._files:
@@ -143,6 +145,16 @@ class Desk:
         for path in set(self._files) - set(files):
             self.delete(path)
 
+    def admits(self, path: str) -> bool:
+        """Whether a file of this name is part of the tree, or can be."""
+        if path in self._files:
+            return True
+        try:
+            self.check_name(path)
+        except DeskError:
+            return False
+        return True
+
     def check_name(self, path: str) -> None:
         """Make sure that a file of this name can be part of the tree.
 
@@ -150,12 +162,15 @@ class Desk:
             DeskError: it can't.
         """
         parts = PurePosixPath(path).parts
-        inside = 1 < len(parts) <= _MAX_DEPTH and parts[0] == "engine"
+        serves = self.parent.serves
+        inside = serves or (len(parts) > 1 and parts[0] == "engine")
         named = all(_NAME.fullmatch(part) for part in parts) and "/".join(parts) == path
-        if not inside or not named or not path.endswith(SUFFIXES):
-            wanted = ", ".join(SUFFIXES)
+        suffixes = _SERVERS if serves else _SOURCES
+        good = inside and named and 0 < len(parts) <= _MAX_DEPTH and path.endswith(suffixes)
+        if not good:
+            where = "NAME" if serves else "engine/NAME"
             raise DeskError(
-                f"{path!r} can't be part of an engine: write engine/NAME, with {wanted}"
+                f"{path!r} can't be part of an engine: write {where}, with {', '.join(suffixes)}"
             )
         folders = {str(folder) for folder in PurePosixPath(path).parents}
         if folders & self._files.keys() or any(n.startswith(f"{path}/") for n in self._files):
@@ -167,8 +182,10 @@ class Desk:
         return self._files[path].decode(errors="replace")
 
     def _write(self, path: str, content: str) -> None:
-        if path == "levers.json":
+        if path == LEVERS:
             raise DeskError("levers.json is not edited: set_levers changes it")
+        if path == _CATALOGUE:
+            raise DeskError("levers.toml stays: it says which levers there are")
         data = redact(content).encode(errors="replace")
         rest = sum(len(held) for name, held in self._files.items() if name != path)
         if len(data) > MAX_FILE or rest + len(data) > MAX_TREE:

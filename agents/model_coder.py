@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from slipstream.kernels.levers import CATALOGUE
+from slipstream.kernels.seeds import catalogue_of
 from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Hypothesis, is_edit
 
@@ -99,9 +99,13 @@ class _Talk:
     parent: Tree | None = None
     repairs: int = 0
     name: str = ""  # of the conversation, if not the hypothesis'
-    messages: list[BaseMessage] = field(default_factory=lambda: [SystemMessage(prompt_of("coder"))])
+    messages: list[BaseMessage] = field(default_factory=list)
     asked: int = 0
     _seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            self.messages.append(SystemMessage(prompt_of("coder", serves=self.desk.tree.serves)))
 
     def hold(self, told: str) -> Tree:
         """Return the tree that the model hands in.
@@ -183,9 +187,10 @@ class _Talk:
             case Delete():
                 return desk.delete(asked.path)
             case SetLevers():
-                unknown = [name for name in asked.levers if name not in CATALOGUE]
+                known = catalogue_of(desk.parent).levers
+                unknown = [name for name in asked.levers if name not in known]
                 if unknown:
-                    raise DeskError(f"no lever {unknown[0]!r}; there are {', '.join(CATALOGUE)}")
+                    raise DeskError(f"no lever {unknown[0]!r}; there are {', '.join(known)}")
                 return desk.set_levers(asked.levers)
         return read(desk, asked)
 

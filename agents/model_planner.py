@@ -10,8 +10,6 @@ from dataclasses import replace
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from slipstream.kernels.fit import refusal
-from slipstream.kernels.levers import CATALOGUE
 from slipstream.memory.ledger import Correction
 from slipstream.memory.records import EDIT
 
@@ -150,7 +148,7 @@ class _Talk:
         """Return why an idea can't be tried; empty if it can."""
         briefing = self._briefing
         settings = {**briefing.champion_settings, **idea.levers}
-        if why := refusal(briefing.shape, settings, briefing.machine):
+        if why := briefing.catalogue.refusal(briefing.shape, settings, briefing.machine):
             return why
         changed = {n: v for n, v in idea.levers.items() if briefing.champion_settings[n] != v}
         if idea.kind == "levers":
@@ -170,7 +168,9 @@ class _Talk:
     def _proposal(self, idea: Idea) -> Proposal:
         settings = {**self._briefing.champion_settings, **idea.levers}
         champion = self._briefing.champion_settings
-        changed = [name for name in CATALOGUE if settings[name] != champion[name]]
+        changed = [
+            name for name in self._briefing.catalogue.levers if settings[name] != champion[name]
+        ]
         is_edit = idea.kind == "edit"
         levers = [f"{name}={settings[name]}" for name in sorted(changed)]
         edited = ", ".join(sorted(set(idea.files)))

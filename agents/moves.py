@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from slipstream.evaluation.acceptance import Cause, Verdict
-from slipstream.kernels.fit import effective, moot, refusal
-from slipstream.kernels.levers import CATALOGUE, Lever, Risk
+from slipstream.kernels.levers import Lever, Risk
 from slipstream.memory.duplicates import REOPEN_SPEEDUP
 from slipstream.memory.ledger import LedgerEntry
 
@@ -110,6 +109,10 @@ class KnowingBriefing(Briefing):
         factor = correction.factor if correction else 1.0
         return max(1.0, factor) if self.worked(changed) else factor
 
+    def key_of(self, settings: dict[str, str]) -> tuple[str, ...]:
+        """Return what tells settings apart: what every lever comes to, in order."""
+        return tuple(self.catalogue.effective(settings).values())
+
     def rank(self, move: Move) -> tuple[bool, float]:
         """Return what to sort moves by: the best first, doubtful ones last but not never."""
         return (self.is_doubtful(move), -move.gain)
@@ -117,23 +120,25 @@ class KnowingBriefing(Briefing):
 
 def single_moves(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Iterator[Move]:
     """Yield every change of one lever that is possible, new and not known to be useless."""
-    for name, lever in CATALOGUE.items():
+    for name, lever in briefing.catalogue.levers.items():
         for value in lever.values:
             if value == briefing.champion_settings[name]:
                 continue
             move = move_to(briefing, {name: value})
-            if key_of(move.settings) not in tried and is_allowed(move, briefing):
+            if briefing.key_of(move.settings) not in tried and is_allowed(move, briefing):
                 yield move
 
 
 def mixture(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Move | None:
     """Draw a few levers at random: what is left when TPE only repeats what it knows."""
     rng = random.Random(f"{briefing.seed}-{len(briefing.planned)}")
+    known = briefing.catalogue.levers
     for draw in range(_DRAWS):
-        levers = rng.sample(sorted(CATALOGUE), 2 + 3 * draw // _DRAWS)  # then three, then four
-        changed = {name: rng.choice(CATALOGUE[name].values) for name in levers}
+        count = min(len(known), 2 + 3 * draw // _DRAWS)  # then three, then four
+        levers = rng.sample(sorted(known), count)
+        changed = {name: rng.choice(known[name].values) for name in levers}
         settings = {**briefing.champion_settings, **changed}
-        if key_of(settings) not in tried:
+        if briefing.key_of(settings) not in tried:
             new = {k: v for k, v in changed.items() if v != briefing.champion_settings[k]}
             move = move_to(briefing, new)
             if is_allowed(move, briefing):
@@ -144,18 +149,19 @@ def mixture(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Move | No
 def bundle(briefing: KnowingBriefing, moves: list[Move]) -> Move | None:
     """Return the best harmless value of each harmless lever in one move, if that is a move."""
     changed: dict[str, str] = {}
+    levers = briefing.catalogue.levers
     for move in moves:  # the best come first
         ((name, value),) = move.changed.items()
-        if _is_harmless(CATALOGUE[name]) and move.gain > 0:
+        if _is_harmless(levers[name]) and move.gain > 0:
             changed.setdefault(name, value)
-    for name, lever in CATALOGUE.items():  # what only works together with those above
+    for name, lever in levers.items():  # what only works together with those above
         if _is_harmless(lever) and briefing.champion_settings[name] == lever.default:
             for value in lever.values[1:]:
                 more = move_to(briefing, {**changed, name: value})
                 better = more.prediction.gain > move_to(briefing, changed).prediction.gain
                 if name not in changed and better and is_allowed(more, briefing):
                     changed[name] = value
-    idle = moot({**briefing.champion_settings, **changed})
+    idle = briefing.catalogue.moot({**briefing.champion_settings, **changed})
     changed = {name: value for name, value in changed.items() if name not in idle}
     return move_to(briefing, changed) if len(changed) > 1 else None
 
@@ -190,6 +196,7 @@ def move_to(briefing: KnowingBriefing, changed: dict[str, str]) -> Move:
         tps=briefing.champion_tps,
         bandwidth_gbps=briefing.bandwidth_gbps,
         machine=briefing.machine,
+        catalogue=briefing.catalogue,
     )
     gain = math.expm1(briefing.correction_of(changed) * math.log1p(prediction.gain))
     return Move(settings, changed, prediction, gain)
@@ -197,11 +204,6 @@ def move_to(briefing: KnowingBriefing, changed: dict[str, str]) -> Move:
 
 def is_allowed(move: Move, briefing: KnowingBriefing) -> bool:
     """Whether a move is possible here and nothing on record speaks against it."""
-    if refusal(briefing.shape, move.settings, briefing.machine):
+    if briefing.catalogue.refusal(briefing.shape, move.settings, briefing.machine):
         return False
     return not briefing.refutations.speak_against(move, briefing.champion_tps)
-
-
-def key_of(settings: dict[str, str]) -> tuple[str, ...]:
-    """Return what tells settings apart: what every lever comes to, in order."""
-    return tuple(effective(settings).values())

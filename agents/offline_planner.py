@@ -13,14 +13,13 @@ from dataclasses import replace
 import optuna
 
 from slipstream.evaluation.acceptance import Cause
-from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS
+from slipstream.kernels.catalogue import Catalogue
 
 from .moves import (
     KnowingBriefing,
     Move,
     bundle,
     is_allowed,
-    key_of,
     mixture,
     move_to,
     reunion,
@@ -48,6 +47,7 @@ class OfflinePlanner:
         """Return up to `count` proposals on the champion; none when nothing is left to try."""
         study = self._updated_study(briefing)
         known = KnowingBriefing(**vars(briefing))
+        key_of = known.key_of
         tried = {key_of(trial.settings) for trial in briefing.trials}
         tried |= {key_of(settings) for settings in (*briefing.planned, *briefing.claimed)}
         tried.add(key_of(briefing.champion_settings))
@@ -92,7 +92,7 @@ class OfflinePlanner:
         moves = sorted(single_moves(briefing, tried), key=briefing.rank)
         promising = [move for move in moves if move.gain > 0]
         for together in (bundle(briefing, moves), reunion(briefing, moves)):
-            if together is not None and key_of(together.settings) not in tried:
+            if together is not None and briefing.key_of(together.settings) not in tried:
                 promising.append(together)
         promising.sort(key=briefing.rank)
         if explore or not promising:
@@ -111,7 +111,7 @@ class OfflinePlanner:
     ) -> Move | None:
         """Ask TPE; of what it changes, pull two levers at most, so that a finding can name them."""
         for _ in range(_TRIES):
-            trial = study.ask(_distributions())
+            trial = study.ask(_distributions(briefing.catalogue))
             study.tell(trial, state=optuna.trial.TrialState.FAIL)  # judged trials are added whole
             wanted = {
                 name: value
@@ -122,7 +122,11 @@ class OfflinePlanner:
             single.sort(key=lambda move: move.gain, reverse=True)
             changed = {name: v for move in single[:2] for name, v in move.changed.items()}
             move = move_to(briefing, changed)
-            if changed and key_of(move.settings) not in tried and is_allowed(move, briefing):
+            if (
+                changed
+                and briefing.key_of(move.settings) not in tried
+                and is_allowed(move, briefing)
+            ):
                 return move
         return None
 
@@ -134,7 +138,7 @@ class OfflinePlanner:
             self._num_told = 0
         for trial in briefing.trials[self._num_told :]:
             if trial.speed is not None:
-                self._study.add_trial(_frozen(trial))
+                self._study.add_trial(_frozen(trial, briefing.catalogue))
         self._num_told = len(briefing.trials)
         return self._study
 
@@ -156,20 +160,22 @@ def _proposal(move: Move, parent: str | None = None, head_start: float = 1.0) ->
     )
 
 
-def _distributions() -> dict[str, optuna.distributions.BaseDistribution]:
+def _distributions(
+    catalogue: Catalogue,
+) -> dict[str, optuna.distributions.BaseDistribution]:
     return {
         name: optuna.distributions.CategoricalDistribution(lever.values)
-        for name, lever in CATALOGUE.items()
+        for name, lever in catalogue.levers.items()
     }
 
 
-def _frozen(trial: Trial) -> optuna.trial.FrozenTrial:
-    settings = {**SEED_SETTINGS, **trial.settings}
+def _frozen(trial: Trial, catalogue: Catalogue) -> optuna.trial.FrozenTrial:
+    settings = {**catalogue.seed, **trial.settings}
     # A gate other than PPL's may have refused it: that is infeasible too.
     excess = max(trial.ppl_excess, 0.01) if trial.cause is Cause.QUALITY else trial.ppl_excess
     return optuna.trial.create_trial(
         params=settings,
-        distributions=_distributions(),
+        distributions=_distributions(catalogue),
         value=trial.speed,
         constraints={"ppl": excess},  # feasible at zero and below
     )

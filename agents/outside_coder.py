@@ -25,7 +25,7 @@ from slipstream.kernels.variants import Tree, read_tree
 from slipstream.memory.costs import Cost
 from slipstream.memory.records import Hypothesis, is_edit
 
-from .desk import MAX_TREE, SUFFIXES, Desk, DeskError
+from .desk import MAX_TREE, Desk, DeskError
 from .prompting import brief_coder, prompt_of
 from .quoting import quote
 from .roles import CoderError, Workbench
@@ -76,7 +76,7 @@ class OutsideCoder:
         start = parent.with_settings(hypothesis.settings)
         if not is_edit(hypothesis):
             return start
-        brief = f"{prompt_of('outside_coder')}\n\n{brief_coder(hypothesis, bench)}"
+        brief = _brief(hypothesis, start, bench)
         tree = self._work(hypothesis, start, brief, bench, "implement")
         if tree.engine_id == parent.engine_id:
             raise CoderError(f"{self.name} changed nothing")
@@ -87,8 +87,8 @@ class OutsideCoder:
     ) -> Tree | None:
         """Run the command again on its tree, with the error in the brief."""
         brief = (
-            f"{prompt_of('outside_coder')}\n\n{brief_coder(hypothesis, bench)}\n\n"
-            f"It is written already, and fails:\n{quote(error, 'the engine', 6000)}\nRepair it."
+            f"{_brief(hypothesis, tree, bench)}\n\nIt is written already, and fails:\n"
+            f"{quote(error, 'the engine', 6000)}\nRepair it."
         )
         if not is_edit(hypothesis):
             return None
@@ -140,7 +140,7 @@ class OutsideCoder:
             if problem:
                 return {"files": {}, "problem": problem}
             try:
-                return _left(folder, set(start.files))
+                return _left(folder, Desk(start))
             except (OSError, UnicodeError) as error:
                 return {"files": {}, "problem": f"what it left can't be read: {error}"}
 
@@ -187,7 +187,12 @@ class OutsideCoder:
         return ""
 
 
-def _left(folder: Path, known: set[str]) -> dict[str, object]:
+def _brief(hypothesis: Hypothesis, tree: Tree, bench: Workbench) -> str:
+    told = prompt_of("outside_coder", serves=tree.serves)
+    return f"{told}\n\n{brief_coder(hypothesis, bench)}"
+
+
+def _left(folder: Path, desk: Desk) -> dict[str, object]:
     """Return the tree that lies in a folder, without what isn't part of an engine."""
     for path in folder.rglob("*"):
         if path.is_symlink():
@@ -198,7 +203,7 @@ def _left(folder: Path, known: set[str]) -> dict[str, object]:
     files = {
         name: content.decode(errors="replace")
         for name, content in read_tree(folder).files.items()
-        if name in known or (name.startswith("engine/") and name.endswith(SUFFIXES))
+        if name != _BRIEF and desk.admits(name)
     }
     if "levers.json" not in files:
         return {"files": {}, "problem": "it left no levers.json"}

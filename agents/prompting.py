@@ -8,9 +8,9 @@ from pathlib import Path
 
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.gates import GATES
-from slipstream.kernels.census import ModelShape, bytes_per_token
-from slipstream.kernels.fit import effective
-from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Machine
+from slipstream.kernels.catalogue import Catalogue
+from slipstream.kernels.census import ModelShape
+from slipstream.kernels.levers import Machine
 from slipstream.memory.records import Hypothesis
 
 from .quoting import quote
@@ -22,12 +22,13 @@ _MAX_DIRECTIONS = 6000
 
 
 @cache
-def prompt_of(role: str) -> str:
+def prompt_of(role: str, *, serves: bool = False) -> str:
     """Return a role's instructions: `planner.md` and its like, beside this file.
 
-    Coders are told the rules of an engine besides.
+    Coders are told the rules of an engine besides, or those of one that is a server.
     """
-    names = [role, "engine_rules"] if role.endswith("coder") else [role]
+    rules = "server_rules" if serves else "engine_rules"
+    names = [role, rules] if role.endswith("coder") else [role]
     folder = Path(__file__).resolve().parent
     return "\n".join((folder / f"{name}.md").read_text() for name in names)
 
@@ -79,11 +80,12 @@ def describe_task(shape: ModelShape, machine: Machine, rules: Challenge | None) 
 
 
 def _champion(briefing: Briefing) -> str:
-    read = sum(bytes_per_token(briefing.shape, effective(briefing.champion_settings)).values())
+    read = briefing.catalogue.read_bytes(briefing.shape, briefing.champion_settings)
     ceiling = briefing.bandwidth_gbps * 1e9 / read
     return (
         f"{briefing.champion}: {briefing.champion_tps:.1f} tokens/s with "
-        f"{_pulled(briefing.champion_settings)}; reads {read / 1e6:.0f} MB a token by its levers, "
+        f"{_pulled(briefing.champion_settings, briefing.catalogue)}; reads "
+        f"{read / 1e6:.0f} MB a token by its levers, "
         f"so at {briefing.bandwidth_gbps:.1f} GB/s the roofline is {ceiling:.0f} tokens/s"
     )
 
@@ -111,7 +113,7 @@ def _levers(briefing: Briefing) -> str:
     return "\n".join(
         f"{lever.name}: {', '.join(lever.values)} (now {briefing.champion_settings[lever.name]}): "
         f"{lever.summary}; risk: {lever.risk}"
-        for lever in CATALOGUE.values()
+        for lever in briefing.catalogue.levers.values()
     )
 
 
@@ -119,7 +121,7 @@ def _standings(briefing: Briefing) -> str:
     rows = [
         f"{s.variant} {s.verdict} {s.cause}, "
         + (f"{s.speedup:.2f}x {s.baseline}" if s.speedup else "never ran")
-        + f": {_pulled(s.settings)}"
+        + f": {_pulled(s.settings, briefing.catalogue)}"
         for s in briefing.standings[:_TOP]
     ]
     return quote("\n".join(rows), "the leaderboard", 3000) if rows else ""
@@ -143,7 +145,7 @@ def _ledger(briefing: Briefing) -> str:
 
 
 def _claimed(briefing: Briefing) -> str:
-    return "\n".join(_pulled(settings) for settings in briefing.claimed)
+    return "\n".join(_pulled(settings, briefing.catalogue) for settings in briefing.claimed)
 
 
 def _calibration(briefing: Briefing) -> str:
@@ -175,8 +177,8 @@ def _left(briefing: Briefing) -> str:
     return f"{minutes}{left.experiments} experiments{usd}"
 
 
-def _pulled(settings: dict[str, str]) -> str:
-    changed = {name: v for name, v in settings.items() if SEED_SETTINGS.get(name) != v}
+def _pulled(settings: dict[str, str], catalogue: Catalogue) -> str:
+    changed = {name: v for name, v in settings.items() if catalogue.seed.get(name) != v}
     return _change(changed) or "no lever"
 
 

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.profiling import Profile
+from slipstream.kernels.catalogue import SHIPPED, Catalogue
 from slipstream.kernels.census import ModelShape
 from slipstream.kernels.levers import Machine
 from slipstream.kernels.variants import Tree
@@ -87,6 +88,7 @@ class Briefing:
         ledger: what is known of levers on this family of models and kind of machine.
         islands: lineages with a variant that was kept, apart from the champion's.
         tree: the champion's source.
+        catalogue: the levers that its engine has.
         standings: the leaderboard's first, edited engines included.
         calibration: how all agents' predictions came true.
         posts: the latest on the board: what others said, data and no more.
@@ -113,6 +115,7 @@ class Briefing:
     round: int = 0
     rules: Challenge | None = None
     tree: Tree | None = None
+    catalogue: Catalogue = SHIPPED
     standings: tuple[Standing, ...] = ()
     calibration: tuple[Correction, ...] = ()
     posts: tuple[Quoted, ...] = ()

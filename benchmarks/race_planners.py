@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 
-from slipstream.agents.moves import KnowingBriefing, Move, key_of, move_to, single_moves
+from slipstream.agents.moves import KnowingBriefing, Move, move_to, single_moves
 from slipstream.agents.moves import is_allowed as allowed
 from slipstream.agents.roles import Briefing, Proposal
 
@@ -26,21 +26,21 @@ class RandomSearch:
 
     def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
         known = _forgetful(briefing)
-        tried = _tried(briefing)
+        tried = _tried(KnowingBriefing(**vars(briefing)))
         found = []
         for _ in range(count):
             drawn = [move for _ in range(self._best_of) if (move := self._draw(known, tried))]
             if not drawn:
                 break
             best = max(drawn, key=lambda move: move.prediction.gain)
-            tried.add(key_of(best.settings))
+            tried.add(known.key_of(best.settings))
             found.append(_proposal(best))
         return found
 
     def _draw(self, briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Move | None:
         for _ in range(_DRAWS):
             drawn = {name: self._rng.choice(values) for name, values in self._values.items()}
-            if key_of(drawn) in tried:
+            if briefing.key_of(drawn) in tried:
                 continue
             champion = briefing.champion_settings
             move = move_to(briefing, {k: v for k, v in drawn.items() if champion[k] != v})
@@ -56,7 +56,7 @@ class Greedy:
 
     def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
         known = KnowingBriefing(**vars(replace(briefing, corrections={}, ledger=())))
-        moves = single_moves(known, _tried(briefing))
+        moves = single_moves(known, _tried(known))
         best = sorted(moves, key=lambda move: -move.prediction.gain)
         return [_proposal(move) for move in best[:count]]
 
@@ -67,9 +67,9 @@ def _forgetful(briefing: Briefing) -> KnowingBriefing:
     return KnowingBriefing(**vars(nothing))
 
 
-def _tried(briefing: Briefing) -> set[tuple[str, ...]]:
+def _tried(briefing: KnowingBriefing) -> set[tuple[str, ...]]:
     known = [trial.settings for trial in briefing.trials]
-    return {key_of(s) for s in (*known, *briefing.planned, briefing.champion_settings)}
+    return {briefing.key_of(s) for s in (*known, *briefing.planned, briefing.champion_settings)}
 
 
 def _proposal(move: Move) -> Proposal:

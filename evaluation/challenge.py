@@ -88,6 +88,9 @@ class Challenge(_Strict):
     tier: Tier = Tier.NEAR_LOSSLESS
     protocol: Literal[1] = 1
     baseline: Literal["transformers-bf16", "transformers-fp32"] = "transformers-bf16"
+    engine: str = Field(
+        "", description="where a run starts: empty for the shipped engine, a served one's name"
+    )
     workload: Workload = Workload()
     quality: Quality = Quality()
     acceptance: Acceptance = Acceptance()

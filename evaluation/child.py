@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from slipstream.kernels.variants import MANIFEST
 
 from .engine import Generation
 from .errors import EngineError, EngineFailedError, InvalidOutputError
@@ -44,6 +47,7 @@ from .protocol import (
 from .sandbox import AnySandbox, Launch, Limits, NoSandbox, seccomp_file
 
 _LOAD_TIMEOUT_S = _TEST_TIMEOUT_S = 300.0
+_SERVER_TIMEOUT_S = 900.0  # the challenge's, for a server to be ready
 _SECONDS_PER_TOKEN = 2.0  # far slower than anything worth measuring
 _LOOK_EVERY_S = 0.5
 _KEEPER_TIMEOUT_S = 10.0
@@ -68,6 +72,7 @@ class ChildEngine:
         max_context: tokens that prompt and continuation may have together.
         sandbox: where it runs; a plain child process by default.
         fence: of the GPU that it runs on, if it runs on one.
+        programs: of a server, the folder whose `python` its command means; None: this Python's.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class ChildEngine:
         sandbox: AnySandbox | None = None,
         limits: Limits | None = None,
         fence: GpuFence | None = None,
+        programs: Path | None = None,
     ) -> None:
         self._limits, self._fence = limits or Limits(), fence
         self._stopped_at: int | None = None  # CPU ticks when it was stopped
@@ -92,13 +98,29 @@ class ChildEngine:
             with theirs, its_control, seccomp_file() as seccomp:
                 descriptors = (theirs.fileno(), its_control.fileno(), seccomp)
                 box = sandbox or NoSandbox()
-                launch = box.launch(tree, model_dir, descriptors, self._limits)
+                launch = box.launch(tree, model_dir, descriptors, self._limits, programs)
                 self._scratch = launch.scratch
                 self._process = self._start(launch, descriptors)
-            request = {"tree": launch.tree, "model": launch.model, "max_context": max_context}
-            self._vocab_size = check_vocab_size(self._ask(request, _LOAD_TIMEOUT_S).answer)
+            request = {
+                "tree": launch.tree,
+                "model": launch.model,
+                "max_context": max_context,
+                "programs": str(programs or Path(sys.executable).parent),
+            }
+            serves = (tree / MANIFEST).is_file()
+            timeout_s = _SERVER_TIMEOUT_S if serves else _LOAD_TIMEOUT_S
+            self._vocab_size = self._load(request, timeout_s)
         except BaseException:
             self.close()
+            raise
+
+    def _load(self, request: dict[str, Any], timeout_s: float) -> int:
+        """Have the engine loaded; return the size of its vocabulary."""
+        answer = self._ask(request, timeout_s).answer
+        try:
+            return check_vocab_size(answer)
+        except EngineError as error:
+            error.log = self._printed()
             raise
 
     def _start(self, launch: Launch, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:

@@ -19,6 +19,8 @@ from .errors import EngineFailedError, ExposedError, InvalidOutputError
 from .fence import GpuFence
 from .forcing import committed_logits
 from .gates import DocumentScore
+from .manifest import programs_of
+from .models import keep_gguf
 from .pairs import Pair, PairPlan, Stage, measure_pair, warm_up
 from .profiling import Profile, profile
 from .prompts import Prompt, Split
@@ -193,9 +195,12 @@ class LocalEvaluator:
         Args:
             bandwidth_gbps: how fast its device reads.
         """
+        tree = read_tree(self._tree_of(variant))
+        if tree.serves:
+            raise EngineFailedError("a server doesn't tell where its time goes")
         engine, num_tokens = self._engine(variant), self._challenge.workload.num_tokens
         prompt = list(self._timed_prompts[0].tokens)
-        settings = effective(read_tree(self._tree_of(variant)).settings)
+        settings = effective(tree.settings)
         context = len(prompt) + num_tokens // 2
         census = bytes_per_token(read_shape(self._model_dir), settings, context=context)
         return profile(engine, prompt, num_tokens, census, bandwidth_gbps)
@@ -241,13 +246,15 @@ class LocalEvaluator:
             self._fence.start()
         variant = name.partition("#")[0]
         workload = self._challenge.workload
+        folder, programs = self._start_of(variant)
         engine = ChildEngine(
-            self._tree(variant),
+            folder,
             self._model_dir,
             max_context=workload.max_context,
             sandbox=self._sandbox,
             limits=self._limits,
             fence=self._fence,
+            programs=programs,
         )
         self._warm[name] = engine
         try:
@@ -261,9 +268,10 @@ class LocalEvaluator:
             raise
         return engine
 
-    def _tree(self, variant: str) -> Path:
+    def _start_of(self, variant: str) -> tuple[Path, Path | None]:
+        """Return the folder of an engine's files, and of the programs that it needs besides."""
         if is_baseline(variant):
-            return baseline_tree(variant, self._scratch)
+            return baseline_tree(variant, self._scratch), None
         folder = self._tree_of(variant)
         tree = read_tree(folder)
         if tree.id != variant:
@@ -273,4 +281,7 @@ class LocalEvaluator:
             no_sandbox = problem() or "none was asked for"
         if not self._unsafe_local and (reason := exposure(tree.engine_id, no_sandbox)):
             raise ExposedError(reason)
-        return folder
+        if not tree.serves:
+            return folder, None
+        keep_gguf(self._challenge.model, self._model_dir)  # some servers read nothing else
+        return folder, programs_of(tree, self._say)

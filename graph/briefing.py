@@ -12,7 +12,6 @@ from slipstream.evaluation.errors import EngineError
 from slipstream.evaluation.gates import GATES
 from slipstream.evaluation.profiling import Profile
 from slipstream.evaluation.statistics import Estimate
-from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.memory.board import Board
 from slipstream.memory.claims import names
 from slipstream.memory.leaderboard import TOP, Lineage, Pulse, leaderboard, pulse, speedups
@@ -78,7 +77,7 @@ def brief(
         machine=context.machine,
         bandwidth_gbps=context.bandwidth_gbps,
         champion=champion,
-        champion_settings={**SEED_SETTINGS, **variants[champion].settings},
+        champion_settings={**context.catalogue.seed, **variants[champion].settings},
         champion_tps=tps.get(champion) or 1.0,
         trials=tuple(trials),
         planned=tuple(hypothesis.settings for hypothesis in planned),
@@ -89,6 +88,7 @@ def brief(
         islands=tuple(_islands(context, champion, known, found.lineages)),
         round=round_,
         rules=context.challenge,
+        catalogue=context.catalogue,
         tree=tree_of(memory, context.variants, champion),
         standings=tuple(
             leaderboard(memory, context.challenge.name, context.machine_id, _STANDINGS)
@@ -179,5 +179,5 @@ def _islands(
             continue
         if best.engine == engine:
             speedup = math.exp(known[best.id].mean - known[champion].mean)
-            settings = {**SEED_SETTINGS, **best.settings}
+            settings = {**context.catalogue.seed, **best.settings}
             yield Island(best.id, settings, speedup, lineage.trials)

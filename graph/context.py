@@ -14,6 +14,7 @@ from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import StopRequested
 from slipstream.evaluation.evaluator import Evaluator
 from slipstream.evaluation.redaction import redact
+from slipstream.kernels.catalogue import SHIPPED, Catalogue
 from slipstream.kernels.census import ModelShape
 from slipstream.kernels.levers import Machine
 from slipstream.kernels.variants import VariantStore
@@ -75,7 +76,8 @@ class LoopContext:
     Attributes:
         claims: what this session alone works on now.
         logs: where those of failed engines are kept.
-        seed_variant: the shipped engine with no lever.
+        seed_variant: the engine that the run starts from, with no lever.
+        catalogue: the levers that it has.
         num_documents: scored documents per split; 0 where quality isn't judged.
         batch: hypotheses per round.
         no_sandbox: why engines run without a sandbox; empty where they run in one.
@@ -106,6 +108,7 @@ class LoopContext:
     num_documents: int
     session: Session
     program: Path
+    catalogue: Catalogue = SHIPPED
     batch: int = 1
     max_repairs: int = 2
     no_sandbox: str = ""

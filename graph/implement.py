@@ -8,7 +8,6 @@ from langgraph.runtime import Runtime
 from slipstream.agents.roles import CoderError
 from slipstream.evaluation.acceptance import Cause, Judgement, Verdict
 from slipstream.evaluation.errors import EngineError, OutOfMoneyError, OutOfTimeError
-from slipstream.kernels.fit import refusal
 from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Experiment, Hypothesis, Variant
 
@@ -95,7 +94,7 @@ def _told(failure: Judgement, context: LoopContext) -> str:
 
 def _try_out(tree: Tree, context: LoopContext, hypothesis: Hypothesis) -> Judgement | None:
     """Run the tree on a tiny input, unless that is pointless; return what is wrong with it."""
-    if reason := refusal(context.shape, tree.settings, context.machine):
+    if reason := context.catalogue.refusal(context.shape, tree.settings, context.machine):
         return Judgement(Verdict.FAILED, Cause.ENGINE, reason)
     if refused(tree.engine_id, context) or recorded_result(tree.id, hypothesis.id, context):
         return None  # `inspect` will say so

@@ -5,8 +5,8 @@ from its settings; another one has to be imported.
 """
 
 from slipstream.evaluation.errors import SlipstreamError
-from slipstream.kernels.levers import SEED_SETTINGS
-from slipstream.kernels.variants import Tree, VariantStore, seed_tree
+from slipstream.kernels.seeds import catalogue_of, remade, seed_of
+from slipstream.kernels.variants import Tree, VariantStore
 from slipstream.memory.store import Memory
 
 from .context import LoopContext
@@ -21,7 +21,7 @@ def tree_of(memory: Memory, store: VariantStore, variant: str) -> Tree:
     try:
         return store.read(variant)
     except FileNotFoundError:
-        tree = seed_tree(memory.variant(variant).settings)
+        tree = remade(memory.variant(variant).settings)
     if tree.id != variant:
         raise SlipstreamError(
             f"variant {variant}: its tree is not on this machine; `slipstream memory export` there "
@@ -37,15 +37,22 @@ def find_tree(
     """Return the tree that somebody named, stored on this machine.
 
     Args:
-        variant: its name or a unique beginning of it, or "seed" for the shipped engine.
-        settings: levers to pull on the shipped engine, with "seed" only.
+        variant: its name or a unique beginning of it, "seed" for the shipped engine, or the name
+            of a served one that ships.
+        settings: levers to pull on what ships.
 
     Raises:
         SlipstreamError: unknown, or not on this machine.
     """
-    if variant != "seed":
+    shipped = seed_of("" if variant == "seed" else variant or "?")
+    if shipped is None:
         return tree_of(memory, store, memory.variant(variant).id)
-    tree = seed_tree({**SEED_SETTINGS, **(settings or {})})
+    known = catalogue_of(shipped).levers
+    for name, value in (settings or {}).items():
+        if name not in known or value not in known[name].values:
+            valid = ", ".join(known[name].values if name in known else known)
+            raise SlipstreamError(f"{variant}: lever {name}={value}: valid are {valid}")
+    tree = shipped.with_settings({**shipped.settings, **(settings or {})})
     store.add(tree)
     return tree
 

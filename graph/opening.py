@@ -24,9 +24,11 @@ from slipstream.evaluation.errors import SlipstreamError, StopRequested
 from slipstream.evaluation.hardware import bandwidth_of, can_compile, detect_hardware
 from slipstream.evaluation.home import data_dir, make_dir
 from slipstream.evaluation.redaction import redact
+from slipstream.kernels.catalogue import ENGINE
 from slipstream.kernels.census import ModelShape
-from slipstream.kernels.levers import SEED_SETTINGS, Machine
-from slipstream.kernels.variants import VariantStore, seed_tree
+from slipstream.kernels.levers import Machine
+from slipstream.kernels.seeds import catalogue_of, seed_of, server_names
+from slipstream.kernels.variants import Tree, VariantStore
 from slipstream.kernels.workshop import Workshop
 from slipstream.memory.cassette import Cassette, NoCassette, Recorder
 from slipstream.memory.costs import Costs
@@ -102,7 +104,7 @@ def open_context(
         if reason := no_sandbox:
             emit(Event("setup", f"no sandbox, so only the shipped engine's source runs: {reason}"))
         variants = VariantStore(make_dir(data_dir() / "variants"))
-        seed = seed_tree(SEED_SETTINGS)
+        seed = _seed(challenge, variants)
         variants.add(seed)
         memory.add_variant(
             Variant(seed.id, None, seed.engine_id, seed.settings, run_id, run.started_at)
@@ -119,7 +121,7 @@ def open_context(
             bench = stack.enter_context(local)
         bench.evaluator.prepare()
         if not run.family and bench.shape.family:
-            memory.update_run(run_id, family=bench.shape.family)
+            memory.update_run(run_id, family=_family(bench.shape, seed))
         if run.bandwidth_gbps is None:
             bandwidth = tape.observe("bandwidth", lambda: bandwidth_of(challenge.device))
             memory.update_run(run_id, bandwidth_gbps=bandwidth)
@@ -155,6 +157,7 @@ def open_context(
             logs=LogStore(data_dir() / "logs"),
             seed=run.seed,
             seed_variant=seed.id,
+            catalogue=catalogue_of(seed),
             num_documents=bench.num_documents if challenge.quality.enabled else 0,
             session=session,
             program=folder / PROGRAM,
@@ -164,6 +167,29 @@ def open_context(
             emit=emit,
             stopping=stopping,
         )
+
+
+def _seed(challenge: Challenge, variants: VariantStore) -> Tree:
+    """Return the engine that a run starts from.
+
+    Raises:
+        SlipstreamError: none of this name ships or lies here.
+    """
+    seed = seed_of(challenge.engine)
+    if seed is None and challenge.engine in variants.names():
+        seed = variants.read(challenge.engine)
+    if seed is None:
+        raise SlipstreamError(
+            f"challenge {challenge.name}: engine {challenge.engine!r} neither ships "
+            f"({', '.join(server_names())}) nor lies on this machine; `--seed-engine DIR` brings it"
+        )
+    return seed
+
+
+def _family(shape: ModelShape, seed: Tree) -> str:
+    """Return what findings about levers hold for: a kind of model, on a kind of engine."""
+    engine = seed.settings.get(ENGINE, "")
+    return f"{shape.family} on {engine}" if engine else shape.family
 
 
 def _looked_at(tape: Cassette, name: str, look: Callable[[], Any]) -> Any:

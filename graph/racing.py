@@ -8,12 +8,11 @@ from slipstream.evaluation.conditions import disturbance
 from slipstream.evaluation.home import data_dir
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.statistics import Estimate, estimate, geometric_mean
-from slipstream.kernels.levers import SEED_SETTINGS
-from slipstream.kernels.variants import VariantStore, seed_tree
+from slipstream.kernels.variants import VariantStore
 from slipstream.memory.store import Memory
 
 from .apart import bench_apart
-from .lineage import tree_of
+from .lineage import find_tree
 
 
 def race(
@@ -29,7 +28,8 @@ def race(
     """Measure interleaved pairs on held-out prompts.
 
     Args:
-        variant: a variant's name, or "seed" for the shipped engine without levers.
+        variant: a variant's name, "seed" for the shipped engine without levers, or the name of a
+            served engine that ships.
         against: another variant, or a baseline's name.
         unsafe_local: run changed source even where there is no sandbox.
 
@@ -41,15 +41,10 @@ def race(
     """
     challenge = load_challenge(challenge_name)
     store = VariantStore(data_dir() / "variants")
-    shipped = seed_tree(SEED_SETTINGS)
-    store.add(shipped)
     names = [
-        shipped.id if name == "seed" else name if is_baseline(name) else memory.variant(name).id
+        name if is_baseline(name) else find_tree(memory, store, name).id
         for name in (variant, against)
     ]
-    for name in names:
-        if not is_baseline(name):
-            tree_of(memory, store, name)
     pairs: list[Pair] = []
     what = f"bench {variant} against {against}"
     with bench_apart(what, challenge, store, say, unsafe_local=unsafe_local) as bench:

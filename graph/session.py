@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from slipstream.evaluation.bench import Bench
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError, StopRequested
 from slipstream.evaluation.hardware import detect_hardware
-from slipstream.evaluation.home import make_dir
+from slipstream.evaluation.home import data_dir, make_dir
+from slipstream.evaluation.manifest import make_environment, parse_manifest
+from slipstream.kernels.seeds import read_seed, seed_server, server_names
+from slipstream.kernels.variants import MANIFEST, VariantStore
 from slipstream.memory.cassette import Cassette
 from slipstream.memory.leaderboard import Standing, leaderboard
 from slipstream.memory.records import Run, RunState
@@ -59,6 +63,8 @@ def new_run(
     agents: AgentSpecs | None = None,
     usd: float | None = None,
     program: str = TEMPLATE,
+    seed_engine: str = "",
+    say: Callable[[str], None] = lambda _: None,
 ) -> Run:
     """Write a new run into memory and return it; `resume` then drives it.
 
@@ -66,9 +72,12 @@ def new_run(
         agents: who thinks; by default those that need no key.
         usd: dollars that their models may cost; None for no limit.
         program: the first text of the run's program.md.
+        seed_engine: where it starts: a served engine that ships, or a folder with one; by default
+            what the challenge says.
 
     Raises:
-        SlipstreamError: no GPU where one is needed, no such model, no key for it.
+        SlipstreamError: no GPU where one is needed, no such model, no key for it; a folder that is
+            no served engine, or whose dependencies pip can't install.
     """
     specs = agents or AgentSpecs()
     specs.check()
@@ -78,6 +87,9 @@ def new_run(
             f"challenge {challenge.name}: needs a GPU ({challenge.gpu or 'any CUDA device'}), and "
             "nvidia-smi finds none here; smollm2-cpu runs on any machine"
         )
+    if seed_engine:
+        engine = _adopted(seed_engine, say)
+        challenge = challenge.model_copy(update={"engine": engine})
     run = Run(
         id=f"r{secrets.token_hex(3)}",
         challenge=challenge.name,
@@ -100,6 +112,25 @@ def new_run(
     if specs.think:
         (make_dir(run_dir(run.id)) / PROGRAM).write_text(program)
     return run
+
+
+def _adopted(seed_engine: str, say: Callable[[str], None]) -> str:
+    """Return the name of a served engine; a folder's is stored, and gets what it depends on."""
+    if seed_engine in server_names():
+        tree, name = seed_server(seed_engine), seed_engine
+    else:
+        try:
+            tree = read_seed(Path(seed_engine).expanduser())
+        except (OSError, ValueError) as error:
+            raise SlipstreamError(
+                f"seed engine {seed_engine!r}: {error}; these ship: {', '.join(server_names())}"
+            ) from error
+        VariantStore(make_dir(data_dir() / "variants")).add(tree)
+        name = tree.id
+    manifest = parse_manifest(tree.files[MANIFEST], f"seed engine {seed_engine}")
+    if manifest.dependencies:
+        make_environment(manifest, say)
+    return name
 
 
 def resume(

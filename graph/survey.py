@@ -9,8 +9,7 @@ from slipstream.evaluation.acceptance import Cause, Judgement, Verdict, quality_
 from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.prompts import Split
-from slipstream.kernels.census import bytes_per_token
-from slipstream.kernels.fit import effective
+from slipstream.kernels.catalogue import ENGINE
 from slipstream.memory.leaderboard import champion as recorded_champion
 from slipstream.memory.records import Experiment
 
@@ -33,11 +32,8 @@ def survey(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
         _look_again(context, champion)
     else:
         champion = starting_champion(context)
-    read_bytes = sum(
-        bytes_per_token(
-            context.shape, effective(context.memory.variant(champion).settings)
-        ).values()
-    )
+    settings = context.memory.variant(champion).settings
+    read_bytes = context.catalogue.read_bytes(context.shape, settings)
     ceiling = context.bandwidth_gbps * 1e9 / read_bytes
     context.say(
         "survey",
@@ -88,8 +84,12 @@ def starting_champion(context: LoopContext) -> str:
 
 def _can_start(variant: str, context: LoopContext) -> bool:
     """Whether an earlier champion's tree is here, and may run here."""
-    if refused(context.memory.variant(variant).engine, context):
+    recorded = context.memory.variant(variant)
+    if refused(recorded.engine, context):
         return False
+    started = context.memory.variant(context.seed_variant)
+    if recorded.settings.get(ENGINE) != started.settings.get(ENGINE):
+        return False  # another kind of engine, whose levers this run doesn't have
     try:
         tree_of(context.memory, context.variants, variant)
     except SlipstreamError as error:

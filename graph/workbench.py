@@ -10,7 +10,6 @@ from slipstream.evaluation.errors import EngineError
 from slipstream.evaluation.gates import DocumentScore, report
 from slipstream.evaluation.prompts import Split
 from slipstream.evaluation.protocol import KernelCase
-from slipstream.kernels.fit import refusal
 from slipstream.kernels.variants import Tree
 from slipstream.memory.records import Hypothesis
 
@@ -63,7 +62,7 @@ class LoopBench:
 
     def _run(self, tree: Tree) -> str:
         context = self.context
-        if reason := refusal(context.shape, tree.settings, context.machine):
+        if reason := context.catalogue.refusal(context.shape, tree.settings, context.machine):
             return reason
         if reason := refused(tree.engine_id, context):
             return reason
@@ -79,6 +78,8 @@ class LoopBench:
 
     def _test(self, tree: Tree, kernel: str) -> str:
         context = self.context
+        if tree.serves:
+            return "a server has no kernels to test here: use run and check"
         if trouble := self._run(tree):
             return f"it doesn't run:\n{quote(trouble, 'the engine', _LOG_SHOWN)}"
         kernels = () if kernel == "all" else (kernel,)

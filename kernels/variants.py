@@ -1,6 +1,7 @@
 """Variants: one engine source tree plus its lever settings, named by the hash of its content.
 
-A tree is `engine/*.py` and `levers.json`. It is stored once under its name and never changed.
+A tree is a package `engine/`, or the files of a server and the `manifest.json` that starts it;
+beside either lies `levers.json`. It is stored once under its name and never changed.
 """
 
 import difflib
@@ -14,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 SEED_ENGINE = Path(__file__).resolve().parent / "engine"
+LEVERS, MANIFEST = "levers.json", "manifest.json"
 _ID_LENGTH = 12
 _PRUNED = ".pruned"
 
@@ -32,22 +34,27 @@ class Tree:
     @cached_property
     def engine_id(self) -> str:
         """A hash of the source alone: equal for variants that differ in levers only."""
-        return _digest({p: c for p, c in self.files.items() if p != "levers.json"})
+        return _digest({p: c for p, c in self.files.items() if p != LEVERS})
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is a server behind the challenge's contract."""
+        return MANIFEST in self.files
 
     @property
     def settings(self) -> dict[str, str]:
         """The lever settings in `levers.json`."""
-        settings: dict[str, str] = json.loads(self.files["levers.json"])
+        settings: dict[str, str] = json.loads(self.files[LEVERS])
         return settings
 
     def with_settings(self, settings: dict[str, str]) -> "Tree":
         """Return this tree with other lever settings."""
-        return Tree({**self.files, "levers.json": _levers_json(settings)})
+        return Tree({**self.files, LEVERS: _levers_json(settings)})
 
 
 def seed_tree(settings: dict[str, str]) -> Tree:
     """Return the shipped engine with `settings`."""
-    return Tree({**_seed_files(), "levers.json": _levers_json(settings)})
+    return Tree({**_seed_files(), LEVERS: _levers_json(settings)})
 
 
 def read_tree(root: Path) -> Tree:

@@ -16,13 +16,14 @@ from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError
 from slipstream.evaluation.gates import log_softmax
 from slipstream.evaluation.hardware import detect_hardware
+from slipstream.evaluation.manifest import Manifest, read_manifest
 from slipstream.evaluation.models import fetch_model
 from slipstream.evaluation.prompts import Split, load_prompts, texts_of
 from slipstream.evaluation.reference import Reference
 from slipstream.kernels.census import read_shape
 
 from .bench import Bench, Decoded, Identity, Record, Say, Scored, Timed, overall, speed
-from .submission import Manifest, read_manifest, start
+from .submission import start
 
 _IDENTITY = 4  # captured answers that are rescored
 _PACKAGES = ("torch", "transformers", "vllm", "slipstream-llm")

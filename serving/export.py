@@ -16,7 +16,7 @@ from typing import Any
 
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError
-from slipstream.kernels.variants import Tree
+from slipstream.kernels.variants import MANIFEST, Tree
 
 from .launch import visible
 
@@ -79,7 +79,8 @@ def export(
             _write(folder, tree, manifest, story)
             if model is not None:
                 say(f"copying the model from {model}")
-                shutil.copytree(model, folder / "model")
+                unread = () if tree.serves else ("*.gguf",)  # the shipped engine reads safetensors
+                shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns(*unread))
                 (folder / "model").chmod(0o755)  # a cache's folder is its owner's alone
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             say(f"hashing {len(files)} files")
@@ -95,6 +96,10 @@ def export(
 def make_manifest(tree: Tree, rules: Challenge) -> dict[str, Any]:
     """Return `manifest.json`: the versions are those that the variant was measured with here."""
     kind, _, name = rules.model.partition(":")
+    model_id = name if kind == "hf" else "model"
+    if tree.serves:
+        own = json.loads(tree.files[MANIFEST])
+        return {**own, "model_id": model_id, "served_model_name": rules.name}
     needs = (*_NEEDS, *(_GPU_NEEDS if rules.device == "cuda" else ()))
     try:
         dependencies = [f"{package}=={_version(package)}" for package in needs]
@@ -106,7 +111,7 @@ def make_manifest(tree: Tree, rules: Challenge) -> dict[str, Any]:
     return {
         "name": f"slipstream-{tree.id}",
         "dependencies": dependencies,
-        "model_id": name if kind == "hf" else "model",
+        "model_id": model_id,
         "served_model_name": rules.name,
         "port": _PORT,
         "serve": serve,
@@ -118,11 +123,12 @@ def _write(folder: Path, tree: Tree, manifest: dict[str, Any], story: str) -> No
     for name, content in tree.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    shutil.copy(_HERE / "serve.py", folder)
-    shutil.copytree(
-        _HERE / "server", folder / "server", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    if not tree.serves:
+        shutil.copy(_HERE / "serve.py", folder)
+        shutil.copytree(
+            _HERE / "server", folder / "server", ignore=shutil.ignore_patterns("__pycache__")
+        )
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     (folder / "README.md").write_text(story)
 
 

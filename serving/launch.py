@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.manifest import parse_manifest, programs_of
 from slipstream.evaluation.trust import exposure
-from slipstream.kernels.variants import Tree
+from slipstream.kernels.variants import MANIFEST, Tree
 
 from .running import RunningServer, free_port
 
@@ -30,6 +31,9 @@ def serve_command(
     Raises:
         SlipstreamError: changed source, or no web server installed.
     """
+    if tree.serves:
+        _check_exposure(tree, unsafe_local=unsafe_local)
+        return _own_command(tree, where, model, options)
     for package in ("fastapi", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise SlipstreamError(
@@ -37,10 +41,31 @@ def serve_command(
             )
     if not any((model / name).is_file() for name in _TOKENIZERS):
         raise SlipstreamError(f"serve: {model} has no tokenizer, so it can't read or write text")
-    if not unsafe_local and (reason := exposure(tree.engine_id, _NO_SANDBOX)):
-        raise SlipstreamError(f"variant {tree.id}: {reason}")
+    _check_exposure(tree, unsafe_local=unsafe_local)
     command = [sys.executable, str(_SERVE), "--tree", str(where), "--model", str(model)]
     return command + [text for name, value in options.items() for text in (f"--{name}", value)]
+
+
+def _check_exposure(tree: Tree, *, unsafe_local: bool) -> None:
+    if not unsafe_local and (reason := exposure(tree.engine_id, _NO_SANDBOX)):
+        raise SlipstreamError(f"variant {tree.id}: {reason}")
+
+
+def _own_command(tree: Tree, where: Path, model: Path, options: dict[str, str]) -> list[str]:
+    """Return the command of a variant that is a server itself, in its folder."""
+    manifest = parse_manifest(tree.files[MANIFEST], f"variant {tree.id}")
+    programs = programs_of(tree) or Path(sys.executable).parent
+    given = {
+        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        **manifest.env,
+        "MODEL_ID": str(model),
+        "SERVED_MODEL_NAME": options["name"],
+        "HOST": options["host"],
+        "PORT": options["port"],
+        "MAX_CONTEXT": options["max-context"],
+    }
+    assignments = [f"{name}={value}" for name, value in given.items()]
+    return ["/usr/bin/env", "-C", str(where), *assignments, *manifest.serve]
 
 
 def run_tree(

@@ -1,8 +1,9 @@
 """The child's side of the protocol: a script that loads one engine and answers for it.
 
 Runs in the untrusted process, so nothing here is a safeguard: the parent checks every answer.
-Started as a file in isolated mode, it imports from slipstream nothing at all; what it imports of
-the variant is the package `engine` in the variant's tree.
+Started as a file in isolated mode, it imports from slipstream nothing but the files beside it; what
+it imports of the variant is the package `engine` in the variant's tree. A tree that is a server is
+started, and asked over HTTP.
 """
 
 import importlib.util
@@ -47,16 +48,16 @@ def _answer(engine: _Loaded, request: dict[str, Any]) -> dict[str, Any]:
         case "profile":
             return {"profile": engine.profile(request["prompt"], request["num_tokens"])}
         case "test":
-            return {"rows": _kernel_tests().run(request["kernels"])}
+            return {"rows": _beside("kernel_tests").run(request["kernels"])}
         case "extend":
             return {"logits": engine.extend(request["tokens"]).numpy().tobytes()}
     raise ValueError(f"unknown request {request['do']!r}")
 
 
-def _kernel_tests() -> Any:
-    """Return the module `kernel_tests`, which lies beside this file."""
-    path = Path(__file__).with_name("kernel_tests.py")
-    spec = importlib.util.spec_from_file_location("kernel_tests", path)
+def _beside(name: str) -> Any:
+    """Return the module that lies beside this file."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -65,11 +66,15 @@ def _kernel_tests() -> Any:
 
 
 def _load(request: dict[str, Any]) -> _Loaded:
-    tree = Path(request["tree"])
+    tree, model, max_context = Path(request["tree"]), Path(request["model"]), request["max_context"]
+    if (tree / "manifest.json").is_file():
+        door = _beside("server_door")
+        served: _Loaded = door.ServerEngine(tree, model, max_context, request["programs"])
+        return served
     sys.path.insert(0, str(tree))
     import engine  # type: ignore[import-not-found]  # the variant's own package
 
-    loaded: _Loaded = engine.load(tree, Path(request["model"]), request["max_context"])
+    loaded: _Loaded = engine.load(tree, model, max_context)
     return loaded
 
 

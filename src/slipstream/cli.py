@@ -89,6 +89,9 @@ def run(
     replay: Annotated[
         str | None, typer.Option(help="Run a recorded run again, offline, and compare.")
     ] = None,
+    seed_engine: Annotated[
+        str, typer.Option(help="Start from a server: llama-cpp, transformers, vllm, or a folder.")
+    ] = "",
     memory: MemoryUrl = None,
     unsafe_local: UnsafeLocal = False,
     as_json: AsJson = False,
@@ -116,6 +119,8 @@ def run(
             agents=agents,
             usd=usd,
             program=read_file(program, TEMPLATE),
+            seed_engine=seed_engine,
+            say=(lambda _: None) if as_json else say_plainly,
         )
         if not as_json:
             out.print(f"run [bold]{started.id}[/]: {escape(rules.title)}, tier {rules.tier}")

@@ -42,7 +42,7 @@ def serve(
     """Serve a variant to OpenAI clients until Ctrl-C: completions and chat, streamed or whole."""
     from slipstream.evaluation.challenge import load_challenge
     from slipstream.evaluation.home import data_dir
-    from slipstream.evaluation.models import fetch_model
+    from slipstream.evaluation.models import fetch_model, keep_gguf
     from slipstream.graph.lineage import find_tree
     from slipstream.kernels.variants import VariantStore
     from slipstream.memory.store import open_memory
@@ -60,6 +60,8 @@ def serve(
         "max-context": str(max_context),
     }
     model = fetch_model(rules.model, say_plainly)
+    if tree.serves:
+        keep_gguf(rules.model, model)
     command = serve_command(tree, where, model, options, unsafe_local=unsafe_local)
     os.execve(command[0], command, {**os.environ, **visible(rules.device)})
 
@@ -76,7 +78,7 @@ def export(
     """Write a variant as a submission that runs without slipstream: manifest, server, engine."""
     from slipstream.evaluation.challenge import load_challenge
     from slipstream.evaluation.home import data_dir
-    from slipstream.evaluation.models import fetch_model
+    from slipstream.evaluation.models import fetch_model, keep_gguf
     from slipstream.graph.lineage import find_tree
     from slipstream.kernels.variants import VariantStore
     from slipstream.memory.store import open_memory
@@ -91,6 +93,8 @@ def export(
         manifest = make_manifest(tree, rules)
         story = tell(store, tree.id, tree.settings, rules, manifest)
     model = fetch_model(rules.model, say) if manifest["model_id"] == "model" else None
+    if tree.serves and model is not None:
+        keep_gguf(rules.model, model)
     found = write(tree, rules, model, folder.absolute(), story, say)
     show_rows([{**asdict(found), "folder": str(found.folder)}], as_json)
 
@@ -110,9 +114,9 @@ def bench_submission(
 ) -> None:
     """Measure a submission over HTTP as the challenge does: speed, tokens, perplexity, identity."""
     from slipstream.evaluation.challenge import load_challenge
+    from slipstream.evaluation.manifest import make_environment, read_manifest
     from slipstream.serving.artifacts import Plan, write_artifacts
     from slipstream.serving.artifacts import bench_submission as measure
-    from slipstream.serving.submission import make_environment, read_manifest
 
     rules, manifest = load_challenge(challenge), read_manifest(folder)
     plan = Plan(

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.kernels.seeds import server_names
 
 DEFAULT_CHALLENGE = "smollm2-cpu"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
@@ -23,9 +24,14 @@ UnsafeLocal = Annotated[
     ),
 ]
 ChallengeName = Annotated[str, typer.Argument(help="A challenge's name, or the path of its TOML.")]
-VariantOrSeed = Annotated[str, typer.Argument(help="A variant, or `seed`.")]
+VariantOrSeed = Annotated[
+    str,
+    typer.Argument(
+        help="A variant, `seed`, or a server that ships: llama-cpp, transformers, vllm."
+    ),
+]
 SeedLevers = Annotated[
-    list[str] | None, typer.Argument(help="With `seed`: levers to pull, like step=native.")
+    list[str] | None, typer.Argument(help="On what ships: levers to pull, like step=native.")
 ]
 Since = Annotated[
     str, typer.Option(help="How long ago: 30m, 12h, 7d; or a date like 2026-11-22 (UTC).")
@@ -40,7 +46,7 @@ def read_levers(variant: str, levers: Sequence[str] | None) -> dict[str, str]:
     Raises:
         SlipstreamError: an argument of another form, or levers of a variant that has its own.
     """
-    if levers and variant != "seed":
+    if levers and variant not in ("seed", *server_names()):
         raise SlipstreamError(f"levers {levers}: a variant has its own; pull levers on `seed`")
     wrong = [lever for lever in levers or () if lever.count("=") != 1]
     if wrong:

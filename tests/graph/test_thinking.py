@@ -164,7 +164,8 @@ def test_replay_is_the_same_run_offline(
 
     real = prompting.prompt_of
     monkeypatch.setattr(
-        "slipstream.agents.model_coder.prompt_of", lambda role: real(role) + "\nBe bold."
+        "slipstream.agents.model_coder.prompt_of",
+        lambda role, **of: real(role, **of) + "\nBe bold.",
     )
     with pytest.raises(SlipstreamError, match=r"replay: call \d+ \(coder .*-002 #1\) differs"):
         replay(run, loop.memory)

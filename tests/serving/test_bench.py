@@ -12,13 +12,13 @@ import torch
 
 from slipstream.evaluation.challenge import Challenge, parse_challenge
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.manifest import make_environment, read_manifest
 from slipstream.kernels.engine.engine import load
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import Tree, seed_tree
 from slipstream.serving.artifacts import Measured, Plan, bench_submission, write_artifacts
 from slipstream.serving.bench import Timed, speed
 from slipstream.serving.export import export
-from slipstream.serving.submission import make_environment, read_manifest
 
 TREE = seed_tree({**SEED_SETTINGS, "step": "native", "weights": "int4-g32", "head": "int8"})
 CHALLENGE = """
