@@ -18,7 +18,6 @@ from unittest.mock import patch
 import numpy as np
 from lever_space import DATA, SUMMARY, TABLE, Key, key_of, read_table
 
-from slipstream.agents import moves
 from slipstream.agents.roles import Briefing, Planner, Proposal
 from slipstream.evaluation.acceptance import Verdict
 from slipstream.evaluation.audits import Audit
@@ -36,6 +35,7 @@ from slipstream.graph import opening, session
 from slipstream.graph.opening import Agents
 from slipstream.kernels import fit
 from slipstream.kernels.census import ModelShape
+from slipstream.kernels.fit import refusal as possible
 from slipstream.kernels.levers import CATALOGUE, SEED_SETTINGS, Machine
 from slipstream.kernels.variants import Tree, VariantStore
 from slipstream.memory.store import Memory
@@ -66,7 +66,7 @@ class LeverTable:
 
     def refusal(self, shape: ModelShape, settings: Settings, machine: Machine) -> str | None:
         """As `kernels.fit.refusal`: what wasn't measured isn't possible either."""
-        if reason := fit.refusal(shape, settings, machine):
+        if reason := possible(shape, settings, machine):
             return reason
         return None if self.key(settings) in self.tps else "not in the table"
 
@@ -187,7 +187,7 @@ def in_table(table: LeverTable) -> Iterator[None]:
         return HARDWARE
 
     with (
-        patch.object(moves, "refusal", table.refusal),
+        patch.object(fit, "refusal", table.refusal),
         patch.object(session, "detect_hardware", here),
         patch.object(opening, "detect_hardware", here),
         patch.object(opening, "can_compile", lambda _: HARDWARE.has_compiler),

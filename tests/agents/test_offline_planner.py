@@ -8,6 +8,7 @@ from slipstream.agents.offline_planner import EXPLORE_EVERY, OfflinePlanner
 from slipstream.agents.roles import Briefing, Island, Proposal, Trial
 from slipstream.agents.roofline import predict
 from slipstream.evaluation.acceptance import Cause, Verdict
+from slipstream.kernels.catalogue import SHIPPED
 from slipstream.kernels.census import ModelShape
 from slipstream.kernels.fit import refusal
 from slipstream.kernels.levers import SEED_SETTINGS, Machine
@@ -130,7 +131,7 @@ def test_optuna_heeds_the_constraint() -> None:
     study = planner._updated_study(replace(FRESH, trials=tuple(trials)))
     from slipstream.agents.offline_planner import _distributions
 
-    asked = [study.ask(_distributions()).params["head"] for _ in range(30)]
+    asked = [study.ask(_distributions(SHIPPED)).params["head"] for _ in range(30)]
     assert asked.count("int8") < 8
 
 

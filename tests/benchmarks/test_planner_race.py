@@ -19,8 +19,9 @@ from table_loop import (
     search,
 )
 
-from slipstream.agents import moves
 from slipstream.agents.offline_planner import OfflinePlanner
+from slipstream.kernels import fit
+from slipstream.kernels.catalogue import SHIPPED
 from slipstream.kernels.census import bytes_per_token
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.memory.ledger import ledger
@@ -82,10 +83,10 @@ def test_what_was_not_measured_is_not_possible(table: LeverTable) -> None:
     eager_alone = {**SEED_SETTINGS, "threads": "1"}
     assert table.refusal(SHAPE, eager_alone, MACHINE) == "not in the table"
     assert table.refusal(SHAPE, SEED_SETTINGS, MACHINE) is None
-    original = moves.refusal
+    original = fit.refusal
     with in_table(table):
-        assert moves.refusal(SHAPE, eager_alone, MACHINE)
-    assert moves.refusal is original
+        assert SHIPPED.refusal(SHAPE, eager_alone, MACHINE)
+    assert fit.refusal is original
 
 
 @pytest.mark.usefixtures("home")
