@@ -5,12 +5,14 @@
 128 prompt tokens, 512 new ones, one stream, greedy; every engine in a process of its own, one
 after the other on the same GPU. Decoding speed leaves the time to the first token out. The roofline
 is the bytes that a token has to read over the bandwidth measured right before. vLLM has to
-be installed beside the engine (pip install vllm==0.24.0, which wants torch 2.11). The last line is
-JSON.
+be installed beside the engine (pip install vllm==0.24.0, which wants torch 2.11), or, as it wants
+another transformers, in a folder of its own: pip install --target DIR, --vllm-path DIR. The last
+line is JSON.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,10 +30,11 @@ SETTINGS = {
 }
 
 
-def run(script: str, *arguments: str) -> dict[str, Any]:
+def run(script: str, *arguments: str, path: Path | None = None) -> dict[str, Any]:
     """Return the last line of a script's output, or why there is none."""
     command = [sys.executable, str(PEERS / script / "decode.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environ = {**os.environ, "PYTHONPATH": str(path)} if path else None
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument("--peers", default="transformers,vllm")
     parser.add_argument("--schemes", default="bf16,int8,int4")
     parser.add_argument("--model", type=Path, help="a checkpoint folder instead of random weights")
+    parser.add_argument("--vllm-path", type=Path, help="where vLLM is, if not in this environment")
     options = parser.parse_args()
     schemes = options.schemes.split(",")
     with tempfile.TemporaryDirectory() as scratch:
@@ -62,7 +66,10 @@ def main() -> None:
         if "transformers" in options.peers:
             rows.append(run("transformers_static", "--config", str(model)))
         if "vllm" in options.peers:
-            rows += [run("vllm", "--config", str(model), "--scheme", scheme) for scheme in schemes]
+            rows += [
+                run("vllm", "--config", str(model), "--scheme", scheme, path=options.vllm_path)
+                for scheme in schemes
+            ]
     table = Table(title="one stream, 512 tokens after 128", box=None)
     for column in ("engine", "weights", "decoding", "roofline", "to first", "to first of 2,048"):
         table.add_column(column, justify="left" if column in ("engine", "weights") else "right")
