@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from slipstream.evaluation.redaction import redact
-from slipstream.kernels.variants import LEVERS, MANIFEST, Tree
+from slipstream.kernels.variants import LEVERS, MANIFEST, MAX_TREE, Tree
 
 MAX_FILE = 200_000  # bytes
-MAX_TREE = 4_000_000
 MAX_SHOWN = 16_000  # characters of one answer
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _CATALOGUE = "levers.toml"
@@ -88,6 +87,8 @@ class Desk:
             DeskError: no such file, or the text isn't there, or several times.
         """
         content = self._text(path)
+        if content.encode() != self._files[path]:
+            raise DeskError(f"{path} is no text: it can't be edited")
         count = content.count(old) if old else 0
         if count != 1:
             where = "is empty" if not old else f"stands {count} times in {path}"

@@ -21,11 +21,11 @@ from pathlib import Path
 from slipstream.evaluation import sandbox
 from slipstream.evaluation.errors import SlipstreamError
 from slipstream.evaluation.redaction import redact
-from slipstream.kernels.variants import Tree, read_tree
+from slipstream.kernels.variants import LEVERS, MAX_TREE, Tree, read_tree
 from slipstream.memory.costs import Cost
 from slipstream.memory.records import Hypothesis, is_edit
 
-from .desk import MAX_TREE, Desk, DeskError
+from .desk import Desk, DeskError
 from .prompting import brief_coder, prompt_of
 from .quoting import quote
 from .roles import CoderError, Workbench
@@ -111,7 +111,8 @@ class OutsideCoder:
             raise CoderError(str(done["problem"]))
         desk = Desk(start)
         try:
-            desk.adopt({path: text.encode() for path, text in done["files"].items()})
+            kept = {path: start.files[path] for path in done.get("kept", ())}
+            desk.adopt(kept | {path: text.encode() for path, text in done["files"].items()})
         except DeskError as error:
             raise CoderError(f"{self.name} left no engine: {error}") from error
         return desk.tree
@@ -200,14 +201,20 @@ def _left(folder: Path, desk: Desk) -> dict[str, object]:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > 2 * MAX_TREE:
         return {"files": {}, "problem": f"it left {size} bytes: no engine is so large"}
+    before, after = desk.tree.files, read_tree(folder).files
+    if _BRIEF in before:
+        after[_BRIEF] = before[_BRIEF]  # ours lay in its place
+    else:
+        after.pop(_BRIEF, None)
+    if LEVERS not in after:
+        return {"files": {}, "problem": f"it left no {LEVERS}"}
+    kept = sorted(name for name, content in after.items() if before.get(name) == content)
     files = {
         name: content.decode(errors="replace")
-        for name, content in read_tree(folder).files.items()
-        if name != _BRIEF and desk.admits(name)
+        for name, content in after.items()
+        if name not in kept and desk.admits(name)
     }
-    if "levers.json" not in files:
-        return {"files": {}, "problem": "it left no levers.json"}
-    return {"files": files, "problem": ""}
+    return {"files": files, "kept": kept, "problem": ""}
 
 
 def _own_processes() -> list[str]:

@@ -19,8 +19,7 @@ from .errors import EngineFailedError, ExposedError, InvalidOutputError
 from .fence import GpuFence
 from .forcing import committed_logits
 from .gates import DocumentScore
-from .manifest import programs_of
-from .models import keep_gguf
+from .manifest import complete_model, programs_of
 from .pairs import Pair, PairPlan, Stage, measure_pair, warm_up
 from .profiling import Profile, profile
 from .prompts import Prompt, Split
@@ -283,5 +282,6 @@ class LocalEvaluator:
             raise ExposedError(reason)
         if not tree.serves:
             return folder, None
-        keep_gguf(self._challenge.model, self._model_dir)  # some servers read nothing else
-        return folder, programs_of(tree, self._say)
+        programs = programs_of(tree, self._say)
+        complete_model(tree, self._challenge.model, self._model_dir)
+        return folder, programs

@@ -7,6 +7,7 @@ import venv
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from slipstream.kernels.seeds import seed_server, server_names
 from slipstream.kernels.variants import MANIFEST, Tree
 
-from .errors import EngineFailedError, SlipstreamError
+from .errors import EngineFailedError, ExposedError, SlipstreamError
 from .home import cache_dir, make_dir
+from .models import keep_gguf
 
 _COMPLETE = "complete"
 
@@ -27,6 +29,7 @@ class Manifest(BaseModel):
         dependencies: what pip installs.
         model_id: a Hub id, or a path inside the folder.
         serve: the command, run in the folder.
+        reads: what else than safetensors it needs of the model; an extension of ours.
     """
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
@@ -38,6 +41,7 @@ class Manifest(BaseModel):
     port: int = Field(8000, ge=1, le=65535)
     serve: list[str] = Field(min_length=1)
     env: dict[str, str] = Field(default_factory=dict)
+    reads: Literal["safetensors", "gguf"] = "safetensors"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -67,28 +71,45 @@ def parse_manifest(text: bytes, whose: str) -> Manifest:
         raise SlipstreamError(f"{whose}: {MANIFEST}: {field}: {first['msg']}") from error
 
 
-def make_environment(manifest: Manifest, say: Callable[[str], None]) -> Path:
+def make_environment(
+    manifest: Manifest, say: Callable[[str], None], folder: Path | None = None
+) -> Path:
     """Return the `bin` folder of an environment with the dependencies, made once.
+
+    Args:
+        folder: what paths among them are relative to; None: they may only be packages by name.
 
     Raises:
         SlipstreamError: pip can't install them.
     """
-    folder = _environment(manifest.dependencies)
-    with FileLock(folder.with_suffix(".lock")):
-        if not (folder / _COMPLETE).exists():
-            say(f"installing {len(manifest.dependencies)} dependencies into {folder}, once")
-            venv.create(folder, with_pip=True, clear=True)
-            pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    local = [name for name in manifest.dependencies if _is_local(name)]
+    if local and folder is None:
+        raise SlipstreamError(
+            f"engine {manifest.name}: dependency {local[0]!r}: name a package; what lies in the "
+            "folder is there without being installed"
+        )
+    environment = _environment(manifest.dependencies, folder if local else None)
+    with FileLock(environment.with_suffix(".lock")):
+        if not (environment / _COMPLETE).exists():
+            say(f"installing {len(manifest.dependencies)} dependencies into {environment}, once")
+            try:
+                venv.create(environment, with_pip=True, clear=True)
+            except (subprocess.CalledProcessError, OSError) as error:
+                raise SlipstreamError(
+                    f"engine {manifest.name}: no environment in {environment}: {error}; "
+                    "apt-get install python3-venv"
+                ) from error
+            pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet"]
             if manifest.dependencies:
                 done = subprocess.run(
                     [*pip, "--disable-pip-version-check", *manifest.dependencies],
-                    capture_output=True, text=True, check=False,
+                    capture_output=True, text=True, check=False, cwd=folder,
                 )  # fmt: skip
                 if done.returncode:
                     lines = done.stderr.strip().splitlines() or ["no message"]
                     raise SlipstreamError(f"submission {manifest.name}: pip: {lines[-1]}")
-            (folder / _COMPLETE).touch()
-    return folder / "bin"
+            (environment / _COMPLETE).touch()
+    return environment / "bin"
 
 
 def programs_of(tree: Tree, say: Callable[[str], None] = lambda _: None) -> Path | None:
@@ -98,7 +119,8 @@ def programs_of(tree: Tree, say: Callable[[str], None] = lambda _: None) -> Path
     never what an agent wrote into a manifest.
 
     Raises:
-        EngineFailedError: a wrong manifest, or dependencies that neither ship nor are there.
+        EngineFailedError: a wrong manifest.
+        ExposedError: dependencies that neither ship nor are there.
         SlipstreamError: pip can't install them.
     """
     try:
@@ -108,17 +130,32 @@ def programs_of(tree: Tree, say: Callable[[str], None] = lambda _: None) -> Path
     wanted = manifest.dependencies
     if not wanted:
         return None
-    folder = _environment(wanted)
-    if not (folder / _COMPLETE).exists() and tuple(wanted) not in _shipped():
-        raise EngineFailedError(
-            f"its dependencies ({', '.join(wanted)}) are not its seed's, and pip would run them "
-            "outside of the sandbox"
+    there = (_environment(wanted) / _COMPLETE).exists()
+    if not there and tuple(wanted) not in _shipped():
+        raise ExposedError(
+            f"its dependencies ({', '.join(wanted)}) are not installed here, and pip would run "
+            "them outside of the sandbox; `slipstream run --seed-engine DIR` installs a seed's"
         )
     return make_environment(manifest, say)
 
 
-def _environment(dependencies: Sequence[str]) -> Path:
-    key = hashlib.sha256("\n".join([sys.version, *dependencies]).encode()).hexdigest()
+def complete_model(tree: Tree, uri: str, folder: Path) -> None:
+    """Put into a model's folder what a served engine reads besides safetensors.
+
+    Raises:
+        SlipstreamError: a wrong manifest, or it can't be fetched.
+    """
+    if parse_manifest(tree.files[MANIFEST], "the server").reads == "gguf":
+        keep_gguf(uri, folder)
+
+
+def _is_local(dependency: str) -> bool:
+    return dependency.startswith((".", "/", "-")) or "file:" in dependency
+
+
+def _environment(dependencies: Sequence[str], folder: Path | None = None) -> Path:
+    where = [] if folder is None else [str(folder.resolve())]
+    key = hashlib.sha256("\n".join([sys.version, *dependencies, *where]).encode()).hexdigest()
     return make_dir(cache_dir() / "environments") / key[:16]
 
 

@@ -146,8 +146,15 @@ def keep_gguf(uri: str, folder: Path) -> None:
             if kind == "pypi":
                 found = fetch_gguf(uri, Path(staging))
             else:
-                found = Path(shutil.copy(Path(name).expanduser(), staging))
+                found = _copy(Path(name).expanduser(), staging)
             found.rename(folder / found.name)
+
+
+def _copy(source: Path, into: str) -> Path:
+    try:
+        return Path(shutil.copy(source, into))
+    except OSError as error:
+        raise SlipstreamError(f"{source}: {error.strerror or error} while copying it") from error
 
 
 def _from_wheel(name: str, into: Path, say: Say, uri: str) -> None:

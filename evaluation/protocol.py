@@ -101,7 +101,12 @@ def receive_frame(
 def has_data(sock: socket.socket) -> bool:
     """Whether something waits to be received: an answer to a question that nobody asked yet."""
     ready, _, _ = select.select([sock], [], [], 0)
-    return bool(ready)
+    if not ready:
+        return False
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))  # nothing: it has ended, which is no answer
+    except ConnectionError:
+        return False
 
 
 def one_line(text: str) -> str:

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from slipstream.kernels.variants import MANIFEST
+
 from .syscalls import seccomp_program
 
 _HERE = Path(__file__).resolve().parent
@@ -166,6 +168,8 @@ class NoSandbox:
     ) -> Launch:
         """Return how to start the keeper of an engine; arguments are those of `Sandbox.launch`."""
         scratch = Path(tempfile.mkdtemp(prefix="slipstream-child-"))
+        if (tree / MANIFEST).is_file():  # a server may write into its folder
+            tree = Path(shutil.copytree(tree, scratch / "variant"))
         command = keeper_command(str(_INSIDE), descriptors[:2], limits)
         given = environment(str(scratch), gpu=self._gpu)
         return Launch(command, str(tree), str(model), given, scratch)

@@ -10,6 +10,7 @@ from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.prompts import Split
 from slipstream.kernels.catalogue import ENGINE
+from slipstream.kernels.seeds import catalogue_of
 from slipstream.memory.leaderboard import champion as recorded_champion
 from slipstream.memory.records import Experiment
 
@@ -89,13 +90,14 @@ def _can_start(variant: str, context: LoopContext) -> bool:
         return False
     started = context.memory.variant(context.seed_variant)
     if recorded.settings.get(ENGINE) != started.settings.get(ENGINE):
-        return False  # another kind of engine, whose levers this run doesn't have
+        return False  # another kind of engine
     try:
-        tree_of(context.memory, context.variants, variant)
-    except SlipstreamError as error:
+        tree = tree_of(context.memory, context.variants, variant)
+        levers = catalogue_of(tree).levers
+    except (SlipstreamError, ValueError) as error:
         context.say("survey", f"the champion of earlier runs is out of reach: {error}")
         return False
-    return True
+    return levers == context.catalogue.levers  # or this run couldn't pull them
 
 
 def reverify(context: LoopContext, champion: str) -> None:

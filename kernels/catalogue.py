@@ -21,6 +21,7 @@ from .levers import CATALOGUE, Lever, Machine, Risk
 
 ENGINE = "engine"  # the setting that names a served engine; it has one value
 _DENSE_BITS = 16.0
+_THREADS = "threads"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Catalogue:
 
     def refusal(self, shape: ModelShape, settings: dict[str, str], machine: Machine) -> str | None:  # noqa: ARG002
         """Return why these settings can't work on this model and machine, or None."""
+        return self.unknown(settings)
+
+    def unknown(self, settings: Mapping[str, object]) -> str | None:
+        """Return which setting is no lever's value, or None."""
         for name, value in settings.items():
             if name not in self.levers:
                 return f"lever {name!r}: not one of {', '.join(self.levers)}"
@@ -78,7 +83,7 @@ class Catalogue:
 
     def num_threads(self, settings: dict[str, str], machine: Machine) -> int:
         """Return how many cores compute."""
-        value = settings.get("threads", "all")
+        value = settings.get(_THREADS, "all")
         return machine.num_cores if value == "all" else min(int(value), machine.num_cores)
 
 
@@ -112,9 +117,11 @@ def read_catalogue(engine: str, text: str) -> Catalogue:
         ValueError: one line on what is wrong.
     """
     try:
-        tables: dict[str, Any] = tomllib.loads(text).get("levers", {})
+        tables = tomllib.loads(text).get("levers", {})
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"levers.toml: {error}") from error
+    if not isinstance(tables, dict) or ENGINE in tables:
+        raise ValueError(f"levers.toml: levers has to be tables, none of them named {ENGINE!r}")
     levers = {ENGINE: Lever(ENGINE, (engine,), "the server that is tuned", Risk.NONE)}
     bits: dict[str, tuple[float, ...]] = {}
     for name, table in tables.items():
@@ -134,6 +141,9 @@ def _lever(name: str, table: Any) -> Lever:
     values = table.get("values")
     if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
         raise ValueError(f"levers.toml: {name}: values has to be a list of strings")
+    counts = [value for value in values if value != "all"]
+    if name == _THREADS and not all(value.isdigit() and int(value) for value in counts):
+        raise ValueError(f"levers.toml: {name}: values have to be numbers of cores, or 'all'")
     try:
         risk = Risk(table.get("risk", "none"))
     except ValueError as error:

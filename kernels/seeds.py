@@ -8,13 +8,13 @@ set to is in its `levers.toml`; the settings themselves lie beside it, in `lever
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .catalogue import ENGINE, SHIPPED, Catalogue, read_catalogue
-from .variants import LEVERS, MANIFEST, Tree, read_tree, seed_tree
+from .variants import LEVERS, MANIFEST, MAX_TREE, Tree, read_tree, seed_tree
 
 SERVERS = Path(__file__).resolve().parent / "servers"
 _CONTRACT = "contract.py"
-_MOST_BYTES = 64 << 20
 
 
 def server_names() -> list[str]:
@@ -39,13 +39,14 @@ def read_seed(folder: Path) -> Tree:
     """
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"no {MANIFEST} in {folder}")
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if size > _MOST_BYTES:
+    tree = read_tree(folder)
+    size = sum(len(content) for content in tree.files.values())
+    if size > MAX_TREE:
         raise ValueError(
-            f"{folder} holds {size >> 20} MB, limit {_MOST_BYTES >> 20}; weights belong into the "
+            f"{folder} holds {size:,} bytes, limit {MAX_TREE:,}; weights belong into the "
             "challenge's model, not beside the server"
         )
-    return _with_settings(read_tree(folder))
+    return _with_settings(tree)
 
 
 def seed_of(name: str) -> Tree | None:
@@ -79,6 +80,10 @@ def remade(settings: dict[str, str]) -> Tree:
 
 
 def _with_settings(tree: Tree) -> Tree:
-    seed = catalogue_of(tree).seed
-    given = tree.settings if LEVERS in tree.files else {}
-    return tree.with_settings({**seed, **given})
+    catalogue = catalogue_of(tree)
+    given: Any = json.loads(tree.files[LEVERS]) if LEVERS in tree.files else {}
+    if not isinstance(given, dict):
+        raise ValueError(f"{LEVERS}: not a table of levers and values")
+    if wrong := catalogue.unknown(given):
+        raise ValueError(f"{LEVERS}: {wrong}")
+    return tree.with_settings({**catalogue.seed, **given})

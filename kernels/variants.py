@@ -16,6 +16,7 @@ from pathlib import Path
 
 SEED_ENGINE = Path(__file__).resolve().parent / "engine"
 LEVERS, MANIFEST = "levers.json", "manifest.json"
+MAX_TREE = 4_000_000  # bytes
 _ID_LENGTH = 12
 _PRUNED = ".pruned"
 
@@ -174,3 +175,5 @@ class VariantStore:
             else:
                 return
         path.write_bytes(content)
+        if content.startswith(b"#!"):  # a program; trees have no other modes
+            path.chmod(0o755)

@@ -79,7 +79,7 @@ def export(
             _write(folder, tree, manifest, story)
             if model is not None:
                 say(f"copying the model from {model}")
-                unread = () if tree.serves else ("*.gguf",)  # the shipped engine reads safetensors
+                unread = () if manifest.get("reads") == "gguf" else ("*.gguf",)
                 shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns(*unread))
                 (folder / "model").chmod(0o755)  # a cache's folder is its owner's alone
             files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -99,7 +99,8 @@ def make_manifest(tree: Tree, rules: Challenge) -> dict[str, Any]:
     model_id = name if kind == "hf" else "model"
     if tree.serves:
         own = json.loads(tree.files[MANIFEST])
-        return {**own, "model_id": model_id, "served_model_name": rules.name}
+        env = {**visible(rules.device), **own.get("env", {})}
+        return {**own, "model_id": model_id, "served_model_name": rules.name, "env": env}
     needs = (*_NEEDS, *(_GPU_NEEDS if rules.device == "cuda" else ()))
     try:
         dependencies = [f"{package}=={_version(package)}" for package in needs]
@@ -123,6 +124,8 @@ def _write(folder: Path, tree: Tree, manifest: dict[str, Any], story: str) -> No
     for name, content in tree.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+        if content.startswith(b"#!"):
+            (folder / name).chmod(0o755)
     if not tree.serves:
         shutil.copy(_HERE / "serve.py", folder)
         shutil.copytree(

@@ -2,10 +2,12 @@
 
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
-from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.errors import EngineError, SlipstreamError
 from slipstream.evaluation.manifest import parse_manifest, programs_of
 from slipstream.evaluation.trust import exposure
 from slipstream.kernels.variants import MANIFEST, Tree
@@ -52,9 +54,16 @@ def _check_exposure(tree: Tree, *, unsafe_local: bool) -> None:
 
 
 def _own_command(tree: Tree, where: Path, model: Path, options: dict[str, str]) -> list[str]:
-    """Return the command of a variant that is a server itself, in its folder."""
+    """Return the command of a variant that is a server itself, in a copy of its folder.
+
+    It may write there, and a stored tree is never changed.
+    """
     manifest = parse_manifest(tree.files[MANIFEST], f"variant {tree.id}")
-    programs = programs_of(tree) or Path(sys.executable).parent
+    try:
+        programs = programs_of(tree) or Path(sys.executable).parent
+    except EngineError as error:
+        raise SlipstreamError(f"variant {tree.id}: {error}") from error
+    folder = shutil.copytree(where, Path(tempfile.mkdtemp(prefix="slipstream-serve-")) / tree.id)
     given = {
         "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         **manifest.env,
@@ -65,7 +74,7 @@ def _own_command(tree: Tree, where: Path, model: Path, options: dict[str, str]) 
         "MAX_CONTEXT": options["max-context"],
     }
     assignments = [f"{name}={value}" for name, value in given.items()]
-    return ["/usr/bin/env", "-C", str(where), *assignments, *manifest.serve]
+    return ["/usr/bin/env", "-C", str(folder), *assignments, *manifest.serve]
 
 
 def run_tree(

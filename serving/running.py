@@ -1,5 +1,6 @@
 """A server as a process of its own, from its start until nobody needs it any more."""
 
+import os
 import socket
 import subprocess
 import time
@@ -14,6 +15,7 @@ from slipstream.evaluation.errors import SlipstreamError
 
 _POLL_S, _TAIL = 0.1, 2000
 _DIRECTLY = request.build_opener(request.ProxyHandler({}))  # whatever http_proxy says
+_PASSED = ("HOME", "LANG", "CUDA_VISIBLE_DEVICES", "HF_HOME", "XDG_CACHE_HOME", "LD_LIBRARY_PATH")
 _END_S = 30.0  # that a server has to end by itself
 
 
@@ -82,6 +84,11 @@ class RunningServer:
 
     def _last_words(self) -> str:
         return self.log.read_text(errors="replace")[-_TAIL:].strip()
+
+
+def passed() -> dict[str, str]:
+    """Return what a server that others wrote may see of this environment; never a key."""
+    return {name: os.environ[name] for name in _PASSED if name in os.environ}
 
 
 def free_port() -> int:

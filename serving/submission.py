@@ -5,10 +5,7 @@ from pathlib import Path
 
 from slipstream.evaluation.manifest import Manifest
 
-from .running import RunningServer, free_port
-
-# What a server may see of this environment; never a key.
-_PASSED = ("HOME", "LANG", "CUDA_VISIBLE_DEVICES", "HF_HOME", "XDG_CACHE_HOME", "LD_LIBRARY_PATH")
+from .running import RunningServer, free_port, passed
 
 
 def start(folder: Path, manifest: Manifest, programs: Path, log: Path) -> RunningServer:
@@ -19,8 +16,8 @@ def start(folder: Path, manifest: Manifest, programs: Path, log: Path) -> Runnin
         log: where its output goes.
     """
     port = free_port()
-    environ = {name: os.environ[name] for name in _PASSED if name in os.environ}
-    environ |= {
+    environ = {
+        **passed(),
         "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "MODEL_ID": manifest.model_id,
         "SERVED_MODEL_NAME": manifest.served_model_name,

@@ -67,6 +67,7 @@ def _keep(control: socket.socket, worker: int, enough: int) -> None:
             wakeup.recv(4096)
             code = _bury(worker)
             if code is not None:
+                _signal_all(worker, signal.SIGKILL)  # what the worker started goes with it
                 os._exit(code if code >= 0 else 128 - code)  # as shells report signals
         if control in ready:
             order = control.recv(1)

@@ -99,9 +99,12 @@ class ServerEngine:
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body)
-        self._http.request(method, path, data, {"content-type": "application/json"})
-        answer = self._http.getresponse()
-        text = answer.read()
+        try:
+            self._http.request(method, path, data, {"content-type": "application/json"})
+            answer = self._http.getresponse()
+            text = answer.read()
+        finally:  # stopped between requests, a server would find the connection too old
+            self._http.close()
         if answer.status != http.client.OK:
             raise ValueError(f"the server: {answer.status} at {path}: {text[:300]!r}")
         return json.loads(text)
@@ -116,7 +119,6 @@ class ServerEngine:
             try:
                 self._ask("GET", "/v1/models")
             except (OSError, http.client.HTTPException, ValueError):
-                self._http.close()
                 time.sleep(_POLL_S)
             else:
                 return

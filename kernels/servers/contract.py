@@ -8,6 +8,7 @@ Prompts are text or token ids. `return_token_ids`, `ignore_eos`, `add_special_to
 import json
 import os
 import threading
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,7 +45,7 @@ class Backend(Protocol):
         ...
 
 
-class RequestError(Exception):
+class RequestError(ValueError):
     """A request that can't be answered."""
 
 
@@ -89,8 +90,10 @@ def serve(backend: Backend) -> None:
                 request = json.loads(self.rfile.read(size))
                 with alone:
                     self._send(200, {**answer(backend, request), "model": name})
-            except (RequestError, ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 self._send(400, _error(f"{type(error).__name__}: {error}"))
+            except (OSError, HTTPException) as error:  # of what is behind it
+                self._send(500, _error(f"{type(error).__name__}: {error}"))
 
         def _send(self, status: int, body: dict[str, Any]) -> None:
             data = json.dumps(body).encode()

@@ -42,11 +42,13 @@ def serve(
     """Serve a variant to OpenAI clients until Ctrl-C: completions and chat, streamed or whole."""
     from slipstream.evaluation.challenge import load_challenge
     from slipstream.evaluation.home import data_dir
-    from slipstream.evaluation.models import fetch_model, keep_gguf
+    from slipstream.evaluation.manifest import complete_model
+    from slipstream.evaluation.models import fetch_model
     from slipstream.graph.lineage import find_tree
     from slipstream.kernels.variants import VariantStore
     from slipstream.memory.store import open_memory
     from slipstream.serving.launch import serve_command, visible
+    from slipstream.serving.running import passed
 
     rules = load_challenge(challenge)
     variants = VariantStore(data_dir() / "variants")
@@ -61,9 +63,10 @@ def serve(
     }
     model = fetch_model(rules.model, say_plainly)
     if tree.serves:
-        keep_gguf(rules.model, model)
+        complete_model(tree, rules.model, model)
     command = serve_command(tree, where, model, options, unsafe_local=unsafe_local)
-    os.execve(command[0], command, {**os.environ, **visible(rules.device)})
+    given = passed() if tree.serves else os.environ  # what an agent wrote sees no key
+    os.execve(command[0], command, {**given, **visible(rules.device)})
 
 
 @app.command()
@@ -78,7 +81,8 @@ def export(
     """Write a variant as a submission that runs without slipstream: manifest, server, engine."""
     from slipstream.evaluation.challenge import load_challenge
     from slipstream.evaluation.home import data_dir
-    from slipstream.evaluation.models import fetch_model, keep_gguf
+    from slipstream.evaluation.manifest import complete_model
+    from slipstream.evaluation.models import fetch_model
     from slipstream.graph.lineage import find_tree
     from slipstream.kernels.variants import VariantStore
     from slipstream.memory.store import open_memory
@@ -94,7 +98,7 @@ def export(
         story = tell(store, tree.id, tree.settings, rules, manifest)
     model = fetch_model(rules.model, say) if manifest["model_id"] == "model" else None
     if tree.serves and model is not None:
-        keep_gguf(rules.model, model)
+        complete_model(tree, rules.model, model)
     found = write(tree, rules, model, folder.absolute(), story, say)
     show_rows([{**asdict(found), "folder": str(found.folder)}], as_json)
 
@@ -123,7 +127,7 @@ def bench_submission(
         prompts or rules.workload.num_prompts, output_len or rules.workload.num_tokens, repeats
     )
     say = (lambda _: None) if as_json else say_plainly
-    programs = Path(sys.executable).parent if here else make_environment(manifest, say)
+    programs = Path(sys.executable).parent if here else make_environment(manifest, say, folder)
     into.mkdir(parents=True, exist_ok=True)
     found = measure(folder, rules, plan, programs, into / "server.log", say)
     write_artifacts(found, into)

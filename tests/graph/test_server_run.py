@@ -105,7 +105,7 @@ def test_edits_and_levers_of_a_server_are_judged(
     assert (lie.verdict, lie.cause) == (Verdict.INVALID, Cause.CONTRADICTION), lie.reason
     assert lie.gain is not None
     assert lie.gain > 2
-    assert (depend.verdict, depend.cause) == (Verdict.FAILED, Cause.ENGINE)
+    assert (depend.verdict, depend.cause) == (Verdict.FAILED, Cause.EXPOSED)
     assert "./mine-instead-of-xllamacpp" in depend.reason
     assert lever.verdict in (Verdict.KEPT, Verdict.REJECTED, Verdict.INCONCLUSIVE), lever.reason
     evidence = memory.evidence(lever.id)

@@ -20,7 +20,7 @@ from slipstream.kernels.seeds import (
     seed_server,
     server_names,
 )
-from slipstream.kernels.variants import Tree, seed_tree
+from slipstream.kernels.variants import Tree, VariantStore, seed_tree
 
 SHAPE = ModelShape(512, 1024, 4, 8, 2, 64, 32_000)
 MACHINE = Machine("cpu", 4, has_compiler=True)
@@ -74,6 +74,9 @@ def test_bytes_follow_the_bits_of_a_weight() -> None:
         ("levers = [", "levers.toml: "),
         ("[levers.x]\nvalue = ['1']", "x: unknown 'value'; valid: "),
         ("[levers.x]\nvalues = [1]", "x: values has to be a list of strings"),
+        ("levers = 3", "levers has to be tables, none of them named 'engine'"),
+        ("[levers.engine]\nvalues = ['1']", "levers has to be tables, none of them named 'engine'"),
+        ("[levers.threads]\nvalues = ['auto']", "threads: values have to be numbers of cores"),
         ("[levers.x]\nvalues = ['1']\nrisk = 'high'", "x: risk: 'high' is not a valid Risk; valid"),
         ("[levers.x]\nvalues = ['1', '2']\nweight_bits = [16]", "x: weight_bits has to hold one"),
     ],
@@ -92,9 +95,17 @@ def test_a_folder_becomes_a_seed(tmp_path: Path) -> None:
     assert read_seed(tmp_path).settings == {"engine": "mine"}
     (tmp_path / "levers.toml").write_text('[levers.x]\nvalues = ["1", "2"]\n')
     assert read_seed(tmp_path).settings == {"engine": "mine", "x": "1"}
+    for given, message in (("[]", "not a table"), ('{"x": 1}', "x=1: not one of 1, 2")):
+        (tmp_path / "levers.json").write_text(given)
+        with pytest.raises(ValueError, match=f"^levers.json: {message}"):
+            read_seed(tmp_path)
+    (tmp_path / "levers.json").write_text('{"x": "2"}')
+    assert read_seed(tmp_path).settings == {"engine": "mine", "x": "2"}
+    (tmp_path / "start").write_text("#!/bin/sh\n")
+    assert (VariantStore(tmp_path / "s").add(read_seed(tmp_path)) / "start").stat().st_mode & 0o100
     with (tmp_path / "weights").open("wb") as file:
-        file.truncate(80 << 20)
-    with pytest.raises(ValueError, match="holds 80 MB, limit 64; weights belong into"):
+        file.truncate(8_000_000)
+    with pytest.raises(ValueError, match=r"bytes, limit 4,000,000; weights belong into"):
         read_seed(tmp_path)
 
 

@@ -155,4 +155,6 @@ def test_dependencies_that_cannot_be_had_are_an_error(home: Path, tmp_path: Path
     text = json.dumps({**manifest, "dependencies": ["./nowhere-at-all"]})
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(SlipstreamError, match=r"submission x: pip: .*nowhere-at-all"):
+        make_environment(read_manifest(tmp_path), lambda _: None, tmp_path)
+    with pytest.raises(SlipstreamError, match=r"dependency '\./nowhere-at-all': name a package"):
         make_environment(read_manifest(tmp_path), lambda _: None)

@@ -97,9 +97,12 @@ class LlamaCpp:
 
     def _post(self, path: str, **fields: Any) -> Any:
         body = json.dumps(fields)
-        self._http.request("POST", path, body, {"content-type": "application/json"})
-        answer = self._http.getresponse()
-        text = answer.read()
+        try:
+            self._http.request("POST", path, body, {"content-type": "application/json"})
+            answer = self._http.getresponse()
+            text = answer.read()
+        finally:  # stopped between requests, it would find the connection too old
+            self._http.close()
         if answer.status != http.client.OK:
             raise ValueError(f"llama.cpp at {path}: {answer.status}: {text[:300]!r}")
         return json.loads(text)

@@ -25,6 +25,8 @@ def command(levers: dict[str, str], environ: dict[str, str]) -> list[str]:
     line += ["--host", environ["HOST"], "--port", environ["PORT"]]
     line += ["--max-model-len", environ.get("MAX_CONTEXT", "4096")]
     line += ["--max-logprobs", "-1"]  # all of them: quality is judged by whole distributions
+    # Two stand side by side: a candidate and its rival.
+    line += ["--gpu-memory-utilization", "0.42"]
     line += ["--dtype", "bfloat16", "--kv-cache-dtype", levers["kv-cache"]]
     line += ["--max-num-seqs", levers["sequences"]]
     line += [_switch("async-scheduling", levers), _switch("enable-prefix-caching", levers)]
