@@ -38,7 +38,7 @@ def attend(
             attn_mask=None if mask is None else mask.repeat(repeats, 1),
             scale=scale,
         )
-        heads_first = out.view(num_heads, length, head_dim)
+        heads_first = out.reshape(num_heads, length, head_dim)  # on a GPU it comes strided
         return heads_first.transpose(0, 1).reshape(length, num_heads * head_dim)
     out = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
