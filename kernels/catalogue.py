@@ -137,7 +137,9 @@ def _lever(name: str, table: Any) -> Lever:
     known = {"values", "summary", "risk", "needs", "weight_bits", "tokens_per_step"}
     if not isinstance(table, dict) or (unknown := sorted(table.keys() - known)):
         wrong = unknown if isinstance(table, dict) else [name]
-        raise ValueError(f"levers.toml: {name}: unknown {wrong[0]!r}; valid: {', '.join(known)}")
+        raise ValueError(
+            f"levers.toml: {name}: unknown {wrong[0]!r}; valid: {', '.join(sorted(known))}"
+        )
     values = table.get("values")
     if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
         raise ValueError(f"levers.toml: {name}: values has to be a list of strings")
