@@ -118,7 +118,7 @@ class Desk:
         """
         self._text(path)
         if path in (LEVERS, _CATALOGUE, MANIFEST):
-            raise DeskError(f"{path} stays")
+            raise DeskError(f"{path} stays" + (": set levers" if path == LEVERS else ""))
         del self._files[path]
         return f"{path}: deleted"
 

@@ -44,14 +44,11 @@ def find_tree(
     Raises:
         SlipstreamError: unknown, or not on this machine.
     """
-    shipped = seed_of("" if variant == "seed" else variant or "?")
+    shipped = seed_of("" if variant == "seed" else variant) if variant else None
     if shipped is None:
         return tree_of(memory, store, memory.variant(variant).id)
-    known = catalogue_of(shipped).levers
-    for name, value in (settings or {}).items():
-        if name not in known or value not in known[name].values:
-            valid = ", ".join(known[name].values if name in known else known)
-            raise SlipstreamError(f"{variant}: lever {name}={value}: valid are {valid}")
+    if wrong := catalogue_of(shipped).unknown(settings or {}):
+        raise SlipstreamError(f"{variant}: {wrong}")
     tree = shipped.with_settings({**shipped.settings, **(settings or {})})
     store.add(tree)
     return tree
