@@ -20,6 +20,7 @@ _REOPEN = {
     Cause.BUDGET: "in the next run",
     Cause.CODER: "with another coder, or told in smaller steps",
     Cause.REFUSED: "once whoever refused it thinks better of it",
+    Cause.VETO: "on a machine whose memory reads faster",
     Cause.CLAIMED: "once the other run has let go of it without a result",
 }
 

@@ -57,8 +57,11 @@ class InstantEvaluator:
 
     def prepare(self) -> None: ...
 
-    def smoke(self, variant: str) -> None:
+    def expect(self, plan: object) -> None: ...
+
+    def smoke(self, variant: str) -> str:
         self._ask(variant, variant, "smoke", 0)
+        return ""
 
     def pairs(
         self, variant: str, rival: str, stage: object, attempts: Mapping[int, int]

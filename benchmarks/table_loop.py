@@ -19,6 +19,7 @@ import numpy as np
 from lever_space import DATA, SUMMARY, TABLE, Key, key_of, read_table
 
 from slipstream.agents.roles import Briefing, Planner, Proposal
+from slipstream.collab import places
 from slipstream.evaluation.acceptance import Verdict
 from slipstream.evaluation.audits import Audit
 from slipstream.evaluation.baselines import is_baseline
@@ -29,6 +30,7 @@ from slipstream.evaluation.gates import refusal as gate_refusal
 from slipstream.evaluation.hardware import Hardware
 from slipstream.evaluation.home import data_dir
 from slipstream.evaluation.pairs import Pair, Stage
+from slipstream.evaluation.plans import Plan
 from slipstream.evaluation.profiling import Profile
 from slipstream.evaluation.prompts import Split
 from slipstream.graph import opening, session
@@ -139,9 +141,13 @@ class TableEvaluator:
     def prepare(self) -> None:
         """Nothing to make."""
 
-    def smoke(self, variant: str) -> None:
+    def expect(self, plan: Plan) -> None:
+        """Nothing: everything is there at once."""
+
+    def smoke(self, variant: str) -> str:
         """Raises KeyError if it isn't in the table: no planner may propose that."""
         self._tps(variant)
+        return ""
 
     def pairs(
         self, variant: str, rival: str, stage: Stage, attempts: Mapping[int, int]
@@ -188,7 +194,7 @@ def in_table(table: LeverTable) -> Iterator[None]:
 
     with (
         patch.object(fit, "refusal", table.refusal),
-        patch.object(session, "detect_hardware", here),
+        patch.object(places, "detect_hardware", here),
         patch.object(opening, "detect_hardware", here),
         patch.object(opening, "can_compile", lambda _: HARDWARE.has_compiler),
     ):

@@ -55,6 +55,7 @@ class Cause(StrEnum):
     CLAIMED = "claimed"  # somebody else is measuring the same tree
     CODER = "coder"  # no variant came of the hypothesis: there is nothing to measure
     REFUSED = "refused"  # a person looked at the change and said no
+    VETO = "veto"  # arithmetic says that it can't be faster: nothing was measured
     START = "start"  # the run's first champion, measured to have something to compare with
 
 

@@ -12,7 +12,9 @@ from .challenge import Challenge
 from .evaluator import Evaluator, LocalEvaluator
 from .home import make_dir
 from .models import fetch_model
-from .prompts import Split, fresh_prompts, load_prompts
+from .prompts import fresh_prompts, load_prompts, scored_per_split
+from .site import Site
+from .tenancy import alone_on
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,21 @@ class Bench:
 
     Attributes:
         num_documents: scored documents per split.
+        site: the machine; None if it is the one where the loop runs.
+        bandwidth: measures how fast its device reads, in GB/s.
+        shared: threads may call the evaluator at once.
+        places: how many calls it can answer at once, if it is shared.
+        rented: measurements are jobs that cost something by themselves.
     """
 
     evaluator: Evaluator
     shape: ModelShape
     num_documents: int
+    site: Site | None = None
+    bandwidth: Callable[[], float] | None = None
+    shared: bool = False
+    places: int = 1
+    rented: bool = False
 
 
 @contextmanager
@@ -68,8 +80,9 @@ def open_bench(
         salt=salt,
         say=say,
     )
-    per_split = sum(prompt.split is Split.PUBLIC for prompt in prompts)
-    try:
-        yield Bench(evaluator, shape, min(challenge.quality.documents, per_split))
-    finally:
-        evaluator.close()
+    num_documents = scored_per_split(workload, challenge.quality.documents)
+    with alone_on(challenge.device, say):
+        try:
+            yield Bench(evaluator, shape, num_documents)
+        finally:
+            evaluator.close()

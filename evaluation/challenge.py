@@ -77,6 +77,15 @@ class Budget(_Strict):
     experiments: int = Field(12, ge=1)
 
 
+class JobTerms(_Strict):
+    """What jobs on rented machines may take, where measurements are such jobs."""
+
+    timeout_minutes: float = Field(20.0, gt=0, description="of one job")
+    per_day: int = Field(20, ge=1, description="jobs of the account within 24 hours")
+    namespace: str = Field("", description="who pays; empty for whom the token belongs to")
+    bucket: str = Field("slipstream-errands", pattern=r"^[\w.-]+$")
+
+
 class Challenge(_Strict):
     """One challenge file."""
 
@@ -91,10 +100,14 @@ class Challenge(_Strict):
     engine: str = Field(
         "", description="where a run starts: empty for the shipped engine, a served one's name"
     )
+    executor: str = Field(
+        "", description="where measurements run: empty for this machine, `ray`, `hf-jobs`"
+    )
     workload: Workload = Workload()
     quality: Quality = Quality()
     acceptance: Acceptance = Acceptance()
     budget: Budget = Budget()
+    jobs: JobTerms = JobTerms()
 
 
 def challenge_names() -> list[str]:

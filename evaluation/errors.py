@@ -29,6 +29,10 @@ class InvalidOutputError(EngineError):
     """The engine broke the protocol (wrong count, garbage, NaN …): the verdict is *invalid*."""
 
 
+class WorkerLostError(Exception):
+    """A place to measure went away in the middle; what it had not told is to be asked for again."""
+
+
 class OutOfTimeError(Exception):
     """The run's budget ended in the middle of an experiment; what was measured stays."""
 

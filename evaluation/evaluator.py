@@ -1,9 +1,9 @@
 """Where measurements run. The loop knows only the `Evaluator` protocol; here is the local one."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from slipstream.kernels.census import bytes_per_token, read_shape
 from slipstream.kernels.fit import effective
@@ -28,6 +28,9 @@ from .reference import Document, Reference, score
 from .sandbox import AnySandbox, Limits, NoSandbox, problem
 from .trust import exposure
 
+if TYPE_CHECKING:
+    from .plans import Plan
+
 _NUM_WARM = 2  # engines kept loaded: a candidate and its rival
 
 
@@ -38,13 +41,21 @@ class Evaluator(Protocol):
         """Make ready what no experiment should pay for."""
         ...
 
-    def smoke(self, variant: str) -> None:
-        """Run `variant` on a tiny input; raises `EngineError` if it doesn't work."""
+    def expect(self, plan: "Plan") -> None:
+        """Learn what will be asked about a variant: whoever is far away may work ahead."""
+        ...
+
+    def smoke(self, variant: str) -> str:
+        """Run `variant` on a tiny input; raises `EngineError` if it doesn't work.
+
+        Returns:
+            Why it was not tried; empty if it was.
+        """
         ...
 
     def pairs(
         self, variant: str, rival: str, stage: Stage, attempts: Mapping[int, int]
-    ) -> Iterator[Pair]:
+    ) -> Generator[Pair, None, None]:
         """Measure pairs of a stage, one at a time; void ones are handed out too.
 
         Args:
@@ -52,13 +63,15 @@ class Evaluator(Protocol):
         """
         ...
 
-    def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
+    def scores(
+        self, variant: str, split: Split, done: Collection[str]
+    ) -> Generator[DocumentScore, None, None]:
         """Score the documents of a split that are not `done`, one at a time."""
         ...
 
     def audits(
         self, variant: str, pairs: Sequence[Pair], count: int, done: Collection[tuple[int, int]]
-    ) -> Iterator[Audit]:
+    ) -> Generator[Audit, None, None]:
         """Audit `count` timed blocks of a stage's pairs, those aside that are `done`."""
         ...
 
@@ -140,13 +153,17 @@ class LocalEvaluator:
                 f"from itself and by {noise.floor:.3f} from the reference"
             )
 
-    def smoke(self, variant: str) -> None:
+    def expect(self, plan: "Plan") -> None:
+        """Nothing: what is asked is measured at once."""
+
+    def smoke(self, variant: str) -> str:
         """Start `variant` and let it decode a few tokens."""
         self._engine(variant)
+        return ""
 
     def pairs(
         self, variant: str, rival: str, stage: Stage, attempts: Mapping[int, int]
-    ) -> Iterator[Pair]:
+    ) -> Generator[Pair, None, None]:
         """Measure pairs. Confirmation starts both engines anew, on held-out prompts.
 
         The rival is started anew for each race: what it saw in others must not help it.
@@ -165,7 +182,9 @@ class LocalEvaluator:
             candidate, other = self._engine(variant), self._engine(twin)
             yield from measure_pair(candidate, other, plan, index, self._watch, attempt=attempt)
 
-    def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
+    def scores(
+        self, variant: str, split: Split, done: Collection[str]
+    ) -> Generator[DocumentScore, None, None]:
         """Score documents through the engine's decode step."""
         for document in self._documents(split):
             if document.prompt.id not in done:
@@ -173,7 +192,7 @@ class LocalEvaluator:
 
     def audits(
         self, variant: str, pairs: Sequence[Pair], count: int, done: Collection[tuple[int, int]]
-    ) -> Iterator[Audit]:
+    ) -> Generator[Audit, None, None]:
         """Audit timed blocks in a fresh process, which can't know which prompts were timed."""
         tokens_of = {prompt.id: prompt.tokens for prompt in self._timed_prompts}
         blocks = choose_blocks(self._seed, variant, pairs[0].stage, len(pairs), count)

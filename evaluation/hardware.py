@@ -20,7 +20,10 @@ from .errors import SlipstreamError
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a measurement depends on. `id` tells machines apart in a shared memory."""
+    """What a measurement depends on. `id` tells machines apart in a shared memory.
+
+    An engine runs on one GPU, so how many others there are makes no difference.
+    """
 
     cpu: str
     num_cores: int
@@ -30,8 +33,8 @@ class Hardware:
 
     @property
     def id(self) -> str:
-        """A short hash of processor, cores and GPUs."""
-        text = "|".join((self.cpu, str(self.num_cores), *self.gpus))
+        """A short hash of processor, cores and GPU."""
+        text = "|".join((self.cpu, str(self.num_cores), *self.gpus[:1]))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property

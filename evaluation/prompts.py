@@ -66,6 +66,13 @@ def texts_of(workload: Workload) -> dict[str, str]:
     return {row["id"]: row["text"] for row in _rows(workload)}
 
 
+def scored_per_split(workload: Workload, documents: int) -> int:
+    """Return how many documents of a split are scored, of `documents` that are asked for."""
+    if workload.prompts == "random-ids":
+        return min(documents, workload.num_prompts)
+    return min(documents, sum(row["split"] == Split.PUBLIC for row in _rows(workload)))
+
+
 def fresh_prompts(
     workload: Workload, model_dir: Path, vocab_size: int, seed: int, folder: Path
 ) -> tuple[Prompt, ...]:

@@ -144,6 +144,8 @@ class Sandbox:
         if self._gpu:
             for device in sorted(Path("/dev").glob("nvidia*")):
                 arguments += ["--dev-bind", str(device), str(device)]
+            for toolkit in _toolkit_folders():
+                arguments += ["--ro-bind", toolkit, toolkit]
         arguments += ["--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
         for name in (*_TOPOLOGY, *(_GPU_FILES if self._gpu else ())):
             arguments += ["--ro-bind-try", name, name]
@@ -191,10 +193,13 @@ def environment(home: str, *, gpu: bool = False) -> dict[str, str]:
         gpu: tell where the driver's libraries are and which GPU is ours; otherwise show none.
     """
     given = {"CUDA_VISIBLE_DEVICES": ""}
+    path = "/usr/local/bin:/usr/bin:/bin"
     if gpu:
         given = {name: os.environ[name] for name in _GPU_VARIABLES if name in os.environ}
+        if nvcc := shutil.which("nvcc"):  # engines build their kernels with it
+            path = f"{Path(nvcc).parent}:{path}"
     return given | {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "PATH": path,
         "HOME": home,
         "TMPDIR": home,
         "USER": "engine",
@@ -274,6 +279,15 @@ def _python_folders() -> list[Path]:
         if path.is_dir() and not any(path.is_relative_to(p) for p in (*found, Path("/usr"))):
             found.append(path)
     return found
+
+
+def _toolkit_folders() -> list[str]:
+    """Return where the CUDA toolkit lies, if it isn't in /usr: as it is named, and really."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return []
+    roots = {Path(nvcc).parent.parent, Path(nvcc).resolve().parent.parent}
+    return [str(root) for root in sorted(roots) if not root.is_relative_to("/usr")]
 
 
 def _own_packages() -> list[Path]:

@@ -26,7 +26,7 @@ Ask = Callable[[dict[str, str]], tuple[bool, str] | None]
 def approve(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     """Ask about what is about to be measured; what is refused isn't."""
     context = runtime.context
-    waiting = [h for h in state.hypotheses if h not in state.judgements]
+    waiting = [h for h in state.in_flight if not context.crew.has(h)]
     if not context.approve or not waiting:
         return {}
     # What `interrupt` returns: hypothesis → [approved, by whom, what they said].

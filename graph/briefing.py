@@ -140,7 +140,7 @@ def _profile(context: LoopContext, champion: str) -> Profile | None:
     def take() -> dict[str, Any] | None:
         context.say("survey", f"taking {champion} apart", fleeting=True)
         try:
-            with metered(context, None), context.evaluator_lock:
+            with metered(context, None):
                 found = context.evaluator.profile(champion, context.bandwidth_gbps)
         except EngineError as error:  # some engines have no account of themselves to give
             context.say("survey", f"no profile of {champion}: {error}")

@@ -2,8 +2,9 @@
 
 import time
 
-from slipstream.evaluation.acceptance import Evidence, Rule
+from slipstream.evaluation.acceptance import Evidence, Need, Rule
 from slipstream.evaluation.pairs import Stage
+from slipstream.evaluation.plans import Plan, Step
 from slipstream.evaluation.statistics import detectable_gain, estimate, noise_floor
 from slipstream.memory.records import Experiment
 
@@ -11,8 +12,12 @@ from .context import LoopContext
 from .measuring import measure_pairs
 
 
-def calibrate(context: LoopContext, variant: str) -> None:
-    """Race an engine against itself, unless that was done a short while ago."""
+def calibrate(context: LoopContext, variant: str, plan: Plan | None = None) -> None:
+    """Race an engine against itself, unless that was done a short while ago.
+
+    Args:
+        plan: what else will be asked about the variant next, this race included.
+    """
     run = context.memory.run(context.run)
     lifetime_s = context.challenge.acceptance.calibration_minutes * 60
     if run.calibrated_at is not None:
@@ -32,6 +37,9 @@ def calibrate(context: LoopContext, variant: str) -> None:
     )
     context.memory.add_experiment(experiment)
     rule = context.rule()
+    need = Need(stage=Stage.NOISE, count=rule.num_pairs(Stage.NOISE))
+    alone = Plan(experiment.id, variant, variant, steps=(Step(variant, need),))
+    context.evaluator.expect(plan or alone)
     measure_pairs(context, experiment, variant, Stage.NOISE, rule.num_pairs(Stage.NOISE))
     evidence = context.memory.evidence(experiment.id)
     ratios = evidence.log_ratios(Stage.NOISE)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from slipstream.agents.roles import Benchmarker, Coder, Planner
 from slipstream.agents.session import Session
-from slipstream.evaluation.acceptance import Rule
+from slipstream.evaluation.acceptance import Judgement, Rule
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import StopRequested
 from slipstream.evaluation.evaluator import Evaluator
@@ -25,6 +25,7 @@ from slipstream.memory.logs import LogStore
 from slipstream.memory.store import Memory
 
 from .claiming import ClaimKeeper
+from .crew import Crew
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class LoopContext:
         seed_variant: the engine that the run starts from, with no lever.
         catalogue: the levers that it has.
         num_documents: scored documents per split; 0 where quality isn't judged.
-        batch: hypotheses per round.
+        parallel: experiments in flight at most.
+        rented: measurements are jobs on machines that are rented for them.
         no_sandbox: why engines run without a sandbox; empty where they run in one.
         unsafe_local: run trees with changed source even where there is no sandbox.
         session: what thinking agents use: money, and the tape of all that came from outside.
@@ -109,14 +111,16 @@ class LoopContext:
     session: Session
     program: Path
     catalogue: Catalogue = SHIPPED
-    batch: int = 1
+    parallel: int = 1
+    rented: bool = False
     max_repairs: int = 2
     no_sandbox: str = ""
     unsafe_local: bool = False
     approve: bool = False
     emit: Callable[[Event], None] = lambda _: None
     workshop_lock: threading.Lock = field(default_factory=threading.Lock)  # coders are parallel
-    evaluator_lock: threading.Lock = field(default_factory=threading.Lock)
+    emit_lock: threading.Lock = field(default_factory=threading.Lock)
+    crew: Crew[Judgement | None] = field(default_factory=lambda: Crew(1))
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def rule(self) -> Rule:
@@ -137,7 +141,8 @@ class LoopContext:
 
     def say(self, agent: str, text: str, *, fleeting: bool = False) -> None:
         """Tell whoever watches."""
-        self.emit(Event(agent, redact(text), fleeting))
+        with self.emit_lock:
+            self.emit(Event(agent, redact(text), fleeting))
 
     def check_stop(self) -> None:
         """Stop here if Ctrl-C was pressed; called where nothing is half done."""

@@ -13,8 +13,10 @@ from slipstream.memory.records import Experiment, Hypothesis, Variant
 
 from .context import LoopContext
 from .inspection import recorded_result, refused
+from .ladder import Tries
 from .lineage import commit_lineage, tree_of
 from .measure import judgement_of
+from .rematch import is_rematch
 from .state import Task
 from .workbench import LoopBench
 
@@ -34,8 +36,10 @@ def build_variant(hypothesis_id: str, context: LoopContext, champion: str = "") 
     """
     hypothesis = context.memory.hypothesis(hypothesis_id)
     parent = tree_of(context.memory, context.variants, hypothesis.parent)
-    tree, failure = _written(hypothesis, parent, context)
+    tries = Tries()
+    tree, failure = _written(hypothesis, parent, context, tries)
     _keep(tree, hypothesis, champion or hypothesis.parent, context)
+    tries.note(context, hypothesis_id)
     changes: dict[str, Any] = {"variants": {hypothesis_id: tree.id}}
     outcome = ""
     if failure is not None:
@@ -46,9 +50,11 @@ def build_variant(hypothesis_id: str, context: LoopContext, champion: str = "") 
 
 
 def _written(
-    hypothesis: Hypothesis, parent: Tree, context: LoopContext
+    hypothesis: Hypothesis, parent: Tree, context: LoopContext, tries: Tries
 ) -> tuple[Tree, Judgement | None]:
     """Return what the coder made of a hypothesis, and what is wrong with it."""
+    if is_rematch(hypothesis):
+        return parent, None
     bench = LoopBench(context, hypothesis)
     try:
         tree = context.coder.implement(hypothesis, parent, bench)
@@ -56,16 +62,15 @@ def _written(
         return parent, Judgement(Verdict.FAILED, Cause.CODER, str(error))
     except (OutOfMoneyError, OutOfTimeError) as error:
         return parent, Judgement(Verdict.INCONCLUSIVE, Cause.CODER, str(error))
-    failure = _try_out(tree, context, hypothesis)
+    failure = _try_out(tree, context, hypothesis, tries)
     for _ in range(context.max_repairs):
         if failure is None or failure.cause is not Cause.ENGINE:
             break
         mended = _repaired(tree, failure, hypothesis, bench, context)
         if mended is None:
             break
-        with context.evaluator_lock:
-            context.evaluator.release(tree.id)
-        tree, failure = mended, _try_out(mended, context, hypothesis)
+        context.evaluator.release(tree.id)
+        tree, failure = mended, _try_out(mended, context, hypothesis, tries)
     return tree, failure
 
 
@@ -92,18 +97,19 @@ def _told(failure: Judgement, context: LoopContext) -> str:
     return f"{failure.reason}\n{context.logs.read(failure.log)[-4000:]}"
 
 
-def _try_out(tree: Tree, context: LoopContext, hypothesis: Hypothesis) -> Judgement | None:
+def _try_out(
+    tree: Tree, context: LoopContext, hypothesis: Hypothesis, tries: Tries
+) -> Judgement | None:
     """Run the tree on a tiny input, unless that is pointless; return what is wrong with it."""
     if reason := context.catalogue.refusal(context.shape, tree.settings, context.machine):
         return Judgement(Verdict.FAILED, Cause.ENGINE, reason)
     if refused(tree.engine_id, context) or recorded_result(tree.id, hypothesis.id, context):
         return None  # `inspect` will say so
     context.variants.add(tree)
-    with context.evaluator_lock:
-        try:
-            context.evaluator.smoke(tree.id)
-        except EngineError as error:
-            return judgement_of(error, context)
+    try:
+        tries.try_out(lambda: context.evaluator.smoke(tree.id))
+    except EngineError as error:
+        return judgement_of(error, context)
     return None
 
 

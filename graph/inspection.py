@@ -10,11 +10,14 @@ from slipstream.evaluation.trust import exposure
 from slipstream.memory.records import Experiment
 
 from .context import LoopContext
+from .ladder import byte_veto
+from .rematch import is_rematch
 from .state import LoopState
 
 _OPEN = (
     None,
     *(Cause.POWER, Cause.EXPOSED, Cause.BUDGET, Cause.CLAIMED, Cause.CODER, Cause.REFUSED),
+    Cause.VETO,
 )
 
 
@@ -23,6 +26,8 @@ def inspect(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     context = runtime.context
     judgements = dict(state.judgements)
     for hypothesis, variant in state.variants.items():
+        if context.crew.has(hypothesis):
+            continue
         _say_warnings(hypothesis, variant, context)
         if hypothesis not in judgements and (
             found := inspect_variant(hypothesis, variant, context)
@@ -49,6 +54,9 @@ def inspect_variant(hypothesis: str, variant: str, context: LoopContext) -> Judg
         return known
     if reason := refused(context.memory.variant(variant).engine, context):
         return Judgement(Verdict.FAILED, Cause.EXPOSED, reason)
+    experiment = context.memory.experiment(hypothesis)
+    if experiment is not None and (reason := byte_veto(experiment, context)):
+        return Judgement(Verdict.REJECTED, Cause.VETO, reason)
     return None
 
 
@@ -62,7 +70,12 @@ def known_judgement(variant: str, hypothesis: str, context: LoopContext) -> Judg
 
 
 def recorded_result(variant: str, hypothesis: str, context: LoopContext) -> Experiment | None:
-    """Return an earlier conclusive experiment on the same content, challenge and machine."""
+    """Return an earlier conclusive experiment on the same content, challenge and machine.
+
+    A rematch is between two that were judged before: there it finds none.
+    """
+    if is_rematch(context.memory.hypothesis(hypothesis)):
+        return None
     for experiment in context.memory.experiments(variant=variant):
         run = context.memory.run(experiment.run)
         same = (run.challenge, run.machine) == (context.challenge.name, context.machine_id)

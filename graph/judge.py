@@ -11,14 +11,14 @@ from .state import LoopState
 
 
 def judge(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
-    """Give every experiment of the round its verdict."""
+    """Give every experiment whose measuring has ended its verdict."""
     context = runtime.context
     judgements = dict(state.judgements)
     for hypothesis in state.hypotheses:
-        if hypothesis not in judgements:
+        if hypothesis not in judgements and hypothesis in state.measured:
             judgements[hypothesis] = judge_variant(hypothesis, context)
-        judged = judgements[hypothesis]
-        context.say("judge", f"{hypothesis}: {judged.verdict.upper()}, {judged.reason}")
+        if judged := judgements.get(hypothesis):
+            context.say("judge", f"{hypothesis}: {judged.verdict.upper()}, {judged.reason}")
     return {"judgements": judgements}
 
 

@@ -5,6 +5,7 @@ nothing of it reaches the verdict: that stands before this node begins.
 """
 
 import time
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from slipstream.evaluation.errors import (
     OutOfMoneyError,
     OutOfTimeError,
     SlipstreamError,
+    WorkerLostError,
 )
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.statistics import estimate
@@ -30,7 +32,7 @@ from .state import LoopState
 
 def look(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     """Look at what the benchmarker wants to see of each measured experiment."""
-    for name in state.hypotheses:
+    for name in state.judged:
         look_at(name, state.judgements[name], runtime.context)
     return {}
 
@@ -110,9 +112,10 @@ def _see(one: Look, candidate: Tree, rival: Tree, context: LoopContext) -> dict[
             subject = f"without {', '.join(one.without)}"
             context.variants.add(tree)
         attempts = dict.fromkeys(range(one.pairs), 0)
-        measured = context.evaluator.pairs(tree.id, rival.id, Stage.LOOK, attempts)
-        ratios = [pair.log_ratio for pair in measured if not pair.void]
-    except EngineError as error:
+        pairs = context.evaluator.pairs(tree.id, rival.id, Stage.LOOK, attempts)
+        with closing(pairs) as measured:
+            ratios = [pair.log_ratio for pair in measured if not pair.void]
+    except (EngineError, WorkerLostError) as error:
         return {"subject": subject, "text": f"it failed: {error}", "figures": {}}
     finally:
         if tree is not candidate:

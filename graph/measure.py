@@ -1,20 +1,37 @@
-"""measure: every variant of the round against the champion, until the rule can decide."""
+"""measure: every variant of the round against the champion, until the rule can decide.
 
+With several experiments in flight each is measured by a thread of its own, and this node ends as
+soon as one has landed: the next round begins, and those that fly on belong to it too.
+"""
+
+from functools import partial
 from typing import Any
 
 from langgraph.runtime import Runtime
 
-from slipstream.evaluation.acceptance import Cause, Judgement, Need, Verdict, decide
+from slipstream.evaluation.acceptance import (
+    Cause,
+    Evidence,
+    Judgement,
+    Need,
+    Rule,
+    Verdict,
+    decide,
+)
 from slipstream.evaluation.errors import (
     EngineError,
     ExposedError,
     InvalidOutputError,
+    OutOfMoneyError,
     OutOfTimeError,
 )
+from slipstream.evaluation.plans import Plan
+from slipstream.memory.records import Experiment
 
 from .claiming import ClaimedError
 from .context import LoopContext
 from .inspection import known_judgement
+from .ladder import Climb
 from .measuring import meet, metered, reserve_s
 from .state import LoopState
 from .witness import OUT_OF_TIME
@@ -23,11 +40,27 @@ from .witness import OUT_OF_TIME
 def measure(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     """Measure what the acceptance rule asks for; an engine's failure is a judgement too."""
     context = runtime.context
-    judgements = dict(state.judgements)
-    for hypothesis in state.hypotheses:
-        if hypothesis not in judgements and (early := measure_variant(hypothesis, context)):
-            judgements[hypothesis] = early
-    return {"judgements": judgements}
+    if context.parallel == 1:
+        ended = {name: measure_variant(name, context) for name in state.in_flight}
+    else:
+        ended = _landed(state, context)
+    early = {name: judgement for name, judgement in ended.items() if judgement}
+    return {"measured": tuple(ended), "judgements": {**state.judgements, **early}}
+
+
+def _landed(state: LoopState, context: LoopContext) -> dict[str, Judgement | None]:
+    """Let all fly that have no judgement; return what has landed, at least one if any flies."""
+    crew = context.crew
+    for name in state.in_flight:
+        crew.start(name, partial(measure_variant, name, context))
+
+    def look() -> list[str]:
+        # What needs no measuring is not kept waiting.
+        return crew.landed(context.check_stop) if not state.judged else crew.landed_already()
+
+    # A run that is replayed, or goes on after a crash, waits for the same ones.
+    names = context.tape.observe(f"landed in round {state.round}", look)
+    return crew.results([name for name in names if name in state.in_flight])
 
 
 def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
@@ -41,9 +74,17 @@ def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
         # Whoever had the claim until now may have come to a verdict on the same tree.
         if known := known_judgement(experiment.variant, hypothesis, context):
             return known
+        climb = Climb(context, experiment)
         with metered(context, hypothesis):
-            while isinstance(need := decide(context.memory.evidence(hypothesis), rule), Need):
-                meet(context, experiment, need, keep_s)
+            while isinstance(
+                decided := decide(evidence := context.memory.evidence(hypothesis), rule), Need
+            ):
+                context.evaluator.expect(plan_of(experiment, rule, evidence))
+                with climb.step(decided):
+                    meet(context, experiment, decided, keep_s)
+        climb.ends(decided)
+    except OutOfMoneyError as error:
+        return Judgement(Verdict.INCONCLUSIVE, Cause.BUDGET, str(error))
     except OutOfTimeError:
         context.tape.note(f"{OUT_OF_TIME} {experiment.variant}", True)
         reason = "the run's time ended before it was decided"
@@ -53,6 +94,12 @@ def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
     except EngineError as error:
         return judgement_of(error, context)
     return None
+
+
+def plan_of(experiment: Experiment, rule: Rule, evidence: Evidence) -> Plan:
+    """Return the whole experiment as an errand."""
+    variant, rival = experiment.variant, experiment.rival
+    return Plan(experiment.id, variant, rival, rule, evidence, num_documents=rule.num_documents)
 
 
 def judgement_of(error: EngineError, context: LoopContext) -> Judgement:

@@ -3,13 +3,18 @@
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 from slipstream.evaluation.acceptance import Need
 from slipstream.evaluation.conditions import disturbance
-from slipstream.evaluation.errors import EngineError, OutOfTimeError
-from slipstream.evaluation.pairs import Stage
+from slipstream.evaluation.errors import (
+    EngineError,
+    OutOfTimeError,
+    SlipstreamError,
+    WorkerLostError,
+)
+from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.prompts import Split
 from slipstream.memory.claims import Claim, Holding, StaleClaimError
 from slipstream.memory.costs import MEASURING, Cost
@@ -18,6 +23,7 @@ from slipstream.memory.records import Experiment
 from .context import LoopContext
 
 _LEAST_S = 0.1  # what took less is not worth a row
+_MAX_LOST = 20  # places to measure, over what one experiment needs next
 
 
 def meet(context: LoopContext, experiment: Experiment, need: Need, keep_s: float) -> None:
@@ -58,6 +64,12 @@ def reserve_s(context: LoopContext, champion: str) -> float:
     return num_tokens * block_s * context.challenge.acceptance.confirm_pairs
 
 
+def time_for_another(context: LoopContext, champion: str, landed: int) -> bool:
+    """Whether one more experiment, like the `landed` ones before, would end within the budget."""
+    per_experiment = context.budget.spent_s * context.parallel / (landed + context.parallel)
+    return context.budget.left_s >= per_experiment + reserve_s(context, champion)
+
+
 @contextmanager
 def metered(context: LoopContext, experiment: str | None) -> Iterator[None]:
     """Write down how long measuring takes, and how long it keeps a GPU."""
@@ -69,7 +81,7 @@ def metered(context: LoopContext, experiment: str | None) -> Iterator[None]:
         gpu_s = wall_s if context.machine.device == "cuda" else 0.0
         name = f"{run}|{experiment}|{secrets.token_hex(6)}"
         spent = Cost(name, run, experiment, MEASURING, context.machine_id, "ok", started_at=at)
-        if wall_s >= _LEAST_S:
+        if wall_s >= _LEAST_S and not context.rented:  # what a job took is in its own row
             context.session.costs.begin(replace(spent, wall_s=wall_s, gpu_s=gpu_s))
 
 
@@ -80,7 +92,7 @@ def _no_limit() -> None:
 def under_claim(
     context: LoopContext, experiment: Experiment, measure: Callable[[Claim], None]
 ) -> None:
-    """Measure under the claim on the experiment's variant; again if it ran out meanwhile.
+    """Measure under the claim on the experiment's variant; again if it, or a worker, was lost.
 
     What was measured without a valid claim isn't written, so it is measured anew. Whoever measures
     a candidate gives up if somebody else is at it; a starting point is waited for.
@@ -95,6 +107,7 @@ def under_claim(
         context.say("benchmarker", text, fleeting=True)
         context.check_stop()
 
+    lost = 0
     while True:
         if experiment.hypothesis is None:
             claim = context.claims.wait_for(key, waiting)
@@ -107,6 +120,16 @@ def under_claim(
             context.say("benchmarker", str(error))
             # Whatever stopped this process was on the clock of what it measured last.
             context.evaluator.release(experiment.variant)
+            continue
+        except WorkerLostError as error:
+            lost += 1
+            if lost == _MAX_LOST:
+                raise SlipstreamError(
+                    f"{experiment.variant}: {lost} places to measure were lost over it, at last: "
+                    f"{error}; `slipstream resume {context.run}` tries again"
+                ) from error
+            context.say("benchmarker", f"{experiment.variant}: {error}; what it told is kept")
+            context.check_stop()
             continue
         if experiment.hypothesis is None:  # a candidate's claim is held until its verdict
             context.claims.drop(claim)
@@ -125,26 +148,19 @@ def measure_pairs(
     """Measure the pairs of a stage that memory doesn't have yet."""
 
     def measure(claim: Claim) -> None:
-        max_disturbance = context.challenge.acceptance.max_disturbance
         attempts = 2  # a failed process voids its pair; a second failure is the engine's
         while missing := _missing_pairs(context, experiment, stage, count):
             context.say("benchmarker", f"{stage}: {len(missing)} pairs of {experiment.variant}")
             done = count - len(missing)
             try:
-                for pair in context.evaluator.pairs(experiment.variant, rival, stage, missing):
-                    context.memory.add_pair(experiment.id, pair, claim)
-                    if pair.void:
-                        context.say("benchmarker", f"pair {pair.index + 1} is void: {pair.void}")
+                pairs = context.evaluator.pairs(experiment.variant, rival, stage, missing)
+                with closing(pairs) as measured:
+                    for pair in measured:
+                        context.memory.add_pair(experiment.id, pair, claim)
+                        done += _tell(context, pair, done, count)
                         context.check_stop()
-                        continue
-                    if disturbed := disturbance(pair.conditions, max_disturbance):
-                        text = f"pair {pair.index + 1} counts, the last attempt at it: {disturbed}"
-                        context.say("benchmarker", text)
-                    done += 1
-                    figures = f"{pair.tps:.1f} against {pair.tps_rival:.1f} tokens/s"
-                    context.say("benchmarker", f"{done}/{count}: {figures}", fleeting=True)
-                    context.check_stop()
-                    check_time()
+                        if not pair.void:
+                            check_time()
                 return
             except EngineError:
                 attempts -= 1
@@ -154,6 +170,20 @@ def measure_pairs(
                     raise
 
     under_claim(context, experiment, measure)
+
+
+def _tell(context: LoopContext, pair: Pair, done: int, count: int) -> bool:
+    """Say how a pair went; return whether it counts."""
+    if pair.void:
+        context.say("benchmarker", f"pair {pair.index + 1} is void: {pair.void}")
+        return False
+    max_disturbance = context.challenge.acceptance.max_disturbance
+    if disturbed := disturbance(pair.conditions, max_disturbance):
+        text = f"pair {pair.index + 1} counts, the last attempt at it: {disturbed}"
+        context.say("benchmarker", text)
+    figures = f"{pair.tps:.1f} against {pair.tps_rival:.1f} tokens/s"
+    context.say("benchmarker", f"{done + 1}/{count}: {figures}", fleeting=True)
+    return True
 
 
 def _missing_pairs(
@@ -178,13 +208,14 @@ def measure_scores(
         if len(done) >= context.num_documents:
             return
         context.say("benchmarker", f"quality: {split} documents of {experiment.variant}")
-        for score in context.evaluator.scores(experiment.variant, split, done):
-            context.memory.add_score(experiment.id, split, score, claim)
-            done.add(score.document)
-            progress = f"{len(done)}/{context.num_documents}: {score.document}"
-            context.say("benchmarker", progress, fleeting=True)
-            context.check_stop()
-            check_time()
+        with closing(context.evaluator.scores(experiment.variant, split, done)) as scores:
+            for score in scores:
+                context.memory.add_score(experiment.id, split, score, claim)
+                done.add(score.document)
+                progress = f"{len(done)}/{context.num_documents}: {score.document}"
+                context.say("benchmarker", progress, fleeting=True)
+                context.check_stop()
+                check_time()
 
     under_claim(context, experiment, measure)
 
@@ -203,11 +234,12 @@ def audit_blocks(
         done = {(audit.index, audit.block) for audit in evidence.audits if audit.stage is stage}
         context.say("benchmarker", f"audit: {count} timed blocks of {experiment.variant}, {stage}")
         pairs = evidence.counting(stage)
-        for audit in context.evaluator.audits(experiment.variant, pairs, count, done):
-            context.memory.add_audit(experiment.id, audit, claim)
-            figures = f"{audit.matches}/{audit.num_tokens} tokens are the reference's picks"
-            context.say("benchmarker", figures, fleeting=True)
-            context.check_stop()
-            check_time()
+        with closing(context.evaluator.audits(experiment.variant, pairs, count, done)) as audits:
+            for audit in audits:
+                context.memory.add_audit(experiment.id, audit, claim)
+                figures = f"{audit.matches}/{audit.num_tokens} tokens are the reference's picks"
+                context.say("benchmarker", figures, fleeting=True)
+                context.check_stop()
+                check_time()
 
     under_claim(context, experiment, measure)

@@ -17,13 +17,19 @@ from slipstream.agents.offline_planner import OfflinePlanner
 from slipstream.agents.roles import Benchmarker, Coder, Planner
 from slipstream.agents.session import Purse, Session
 from slipstream.agents.specs import AgentSpecs
+from slipstream.collab.opening import open_jobs
 from slipstream.evaluation import sandbox
-from slipstream.evaluation.bench import Bench, open_bench
+from slipstream.evaluation.acceptance import Judgement
+from slipstream.evaluation.bench import Bench
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError, StopRequested
-from slipstream.evaluation.hardware import bandwidth_of, can_compile, detect_hardware
+from slipstream.evaluation.evaluator import Evaluator
+from slipstream.evaluation.executors import HF_JOBS, LOCAL, open_places, parse_executor
+from slipstream.evaluation.hardware import Hardware, bandwidth_of, can_compile, detect_hardware
 from slipstream.evaluation.home import data_dir, make_dir
+from slipstream.evaluation.pool import Pool
 from slipstream.evaluation.redaction import redact
+from slipstream.evaluation.site import Site
 from slipstream.kernels.catalogue import ENGINE
 from slipstream.kernels.census import ModelShape
 from slipstream.kernels.levers import Machine
@@ -38,6 +44,7 @@ from slipstream.memory.store import Memory
 
 from .claiming import ClaimedError, ClaimKeeper, this_host
 from .context import Budget, Event, LoopContext
+from .crew import Crew
 from .liveness import lock_of, run_dir
 from .witness import Witness
 
@@ -88,21 +95,16 @@ def open_context(
         specs = AgentSpecs(**run.agents)
         if tape is None:
             tape = Recorder(folder / CASSETTE) if specs.think else NoCassette()
-        hardware = detect_hardware()
-        if hardware.id != run.machine and not tape.replaying:
-            raise SlipstreamError(
-                f"run {run_id} was started on {run.machine_label}; speeds from this machine "
-                "can't go into it: start a new run here"
-            )
+        stopping = stack.enter_context(_stop_on_interrupt(emit))
+        executor = parse_executor(run.executor)
+        if executor.kind == LOCAL and not tape.replaying:  # before anything is fetched
+            _check_machine(run, detect_hardware())
         keeper = stack.enter_context(ClaimKeeper(memory.claims, run_id))
         try:
             keeper.hold(f"run|{run_id}", holder=this_host())
         except ClaimedError as error:
             raise SlipstreamError(f"run {run_id} is being worked on: {error}") from error
         challenge = Challenge.model_validate(run.rules)
-        no_sandbox = str(_looked_at(tape, "no sandbox", sandbox.problem))
-        if reason := no_sandbox:
-            emit(Event("setup", f"no sandbox, so only the shipped engine's source runs: {reason}"))
         variants = VariantStore(make_dir(data_dir() / "variants"))
         seed = _seed(challenge, variants)
         variants.add(seed)
@@ -110,32 +112,51 @@ def open_context(
             Variant(seed.id, None, seed.engine_id, seed.settings, run_id, run.started_at)
         )
         if bench is None:
-            local = open_bench(
-                challenge,
-                variants.path,
-                folder,
-                seed=run.seed,
-                unsafe_local=run.unsafe,
-                say=lambda text: emit(Event("setup", text)),
-            )
-            bench = stack.enter_context(local)
-        bench.evaluator.prepare()
+            say = _setup(emit)
+            if executor.kind == HF_JOBS:
+                bench = stack.enter_context(
+                    open_jobs(run, challenge, memory, variants, executor.where, stopping, say)
+                )
+            else:
+                bench = stack.enter_context(
+                    open_places(
+                        executor,
+                        challenge,
+                        variants,
+                        folder,
+                        seed=run.seed,
+                        unsafe_local=run.unsafe,
+                        say=say,
+                    )
+                )
+        site = bench.site or _here(challenge)
+        if not tape.replaying:
+            _check_machine(run, site.hardware)
+        no_sandbox = str(_looked_at(tape, "no sandbox", lambda: site.no_sandbox))
+        if reason := no_sandbox:
+            emit(Event("setup", f"no sandbox, so only the shipped engine's source runs: {reason}"))
+        evaluator: Evaluator = bench.evaluator if bench.shared else Pool([bench.evaluator])
+        evaluator.prepare()
+        if not run.parallel:
+            memory.update_run(run_id, parallel=bench.places)
+        crew: Crew[Judgement | None] = Crew(run.parallel or bench.places)
         if not run.family and bench.shape.family:
             memory.update_run(run_id, family=_family(bench.shape, seed))
         if run.bandwidth_gbps is None:
-            bandwidth = tape.observe("bandwidth", lambda: bandwidth_of(challenge.device))
+            measure = bench.bandwidth or (lambda: bandwidth_of(challenge.device))
+            bandwidth = tape.observe("bandwidth", measure)
             memory.update_run(run_id, bandwidth_gbps=bandwidth)
         workshop = Workshop(folder / "workshop.git")
         workshop.open()
         stack.callback(workshop.close)
-        found = _looked_at(tape, "machine", lambda: _machine(challenge, hardware.num_cores))
+        found = _looked_at(tape, "machine", lambda: _machine(challenge, site))
         tape.observe("shape", lambda: SHAPE.dump_python(bench.shape, mode="json"))
         tape.observe("documents", lambda: bench.num_documents)
         budget = Budget(run.budget_minutes, run.budget_experiments, run.spent_s)
-        stopping = stack.enter_context(_stop_on_interrupt(emit))
+        stack.callback(crew.close)
+        stack.callback(stopping.set)  # before: whoever is in flight ends at the next pair
         session = _session(run, memory, tape, budget, emit, stopping)
         backends = agents or Agents(*make_agents(specs, session, memory))
-        evaluator = bench.evaluator
         if not isinstance(tape, NoCassette) and not tape.replaying:
             evaluator = Witness(evaluator, tape)
         yield LoopContext(
@@ -164,6 +185,9 @@ def open_context(
             no_sandbox=no_sandbox,
             unsafe_local=run.unsafe,
             approve=specs.approve,
+            parallel=crew.size,
+            rented=bench.rented,
+            crew=crew,
             emit=emit,
             stopping=stopping,
         )
@@ -228,8 +252,24 @@ def _session(
     )
 
 
-def _machine(challenge: Challenge, num_cores: int) -> dict[str, object]:
-    return asdict(Machine(challenge.device, num_cores, can_compile(challenge.device)))
+def _setup(emit: Emit) -> Callable[[str], None]:
+    return lambda text: emit(Event("setup", text))
+
+
+def _machine(challenge: Challenge, site: Site) -> dict[str, object]:
+    return asdict(Machine(challenge.device, site.hardware.num_cores, site.has_compiler))
+
+
+def _here(challenge: Challenge) -> Site:
+    return Site(detect_hardware(), can_compile(challenge.device), sandbox.problem())
+
+
+def _check_machine(run: Run, hardware: Hardware) -> None:
+    if hardware.id != run.machine:
+        raise SlipstreamError(
+            f"run {run.id} was started on {run.machine_label}; speeds from {hardware.label} "
+            "can't go into it: start a new run here"
+        )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from slipstream.memory.records import Hypothesis
 
 from .briefing import brief
 from .context import LoopContext
+from .rematch import is_rematch, rematches
 from .state import LoopState, Task
 
 _MAX_ASKED = 4  # times that the planner is asked in a round, should it repeat what was refuted
@@ -21,31 +22,65 @@ _MAX_ASKED = 4  # times that the planner is asked in a round, should it repeat w
 
 def plan(
     state: LoopState, runtime: Runtime[LoopContext]
-) -> Command[Literal["implement", "verify"]]:
-    """Ask the planner; one coder per hypothesis goes to work."""
+) -> Command[Literal["implement", "inspect", "verify"]]:
+    """Ask the planner; one coder per hypothesis goes to work.
+
+    Once the run stops nothing new is begun, and what is in flight lands.
+    """
+    flying, stop = state.in_flight, state.stop
+    new: tuple[str, ...] = ()
     try:
-        changes = write_hypotheses(state.run, state.round, state.champion, runtime.context)
+        new = write_hypotheses(
+            state.run,
+            state.round,
+            state.champion,
+            runtime.context,
+            flying=len(flying),
+            stop=bool(stop),
+        )["hypotheses"]
     except (OutOfMoneyError, OutOfTimeError) as error:
-        return Command(goto="verify", update={"hypotheses": (), "stop": str(error)})
-    if not changes["hypotheses"]:
-        return Command(goto="verify", update={**changes, "stop": "nothing left to try"})
+        stop = str(error)
+    if not new and not flying:
+        return Command(
+            goto="verify", update={"hypotheses": (), "stop": stop or "nothing left to try"}
+        )
     return Command(
-        goto=[
-            Send("implement", Task(hypothesis, state.champion))
-            for hypothesis in changes["hypotheses"]
-        ],
-        update={**changes, "variants": Overwrite({}), "judgements": Overwrite({})},
+        goto=[Send("implement", Task(name, state.champion)) for name in new] or "inspect",
+        update={
+            "hypotheses": (*flying, *new),
+            "stop": stop,
+            "variants": Overwrite({name: state.variants[name] for name in flying}),
+            "judgements": Overwrite({}),
+        },
     )
 
 
-def write_hypotheses(run: str, round_: int, champion: str, context: LoopContext) -> dict[str, Any]:
-    """Return this round's hypotheses; the ones on record if the round was planned before."""
+def write_hypotheses(
+    run: str,
+    round_: int,
+    champion: str,
+    context: LoopContext,
+    *,
+    flying: int = 0,
+    stop: bool = False,
+) -> dict[str, Any]:
+    """Return this round's hypotheses; the ones on record if the round was planned before.
+
+    Args:
+        flying: how many of earlier rounds are in flight yet.
+        stop: begin nothing new; only late winners still race.
+    """
     memory = context.memory
     known = memory.hypotheses(run)
     hypotheses = [hypothesis for hypothesis in known if hypothesis.round == round_]
-    if not hypotheses:
-        count = min(context.batch, context.budget.experiments - len(known))
-        proposals = _propose(context, brief(context, champion, known, round_), count)
+    free = context.parallel - flying
+    if not hypotheses and free > 0:
+        proposals = rematches(context, champion, round_)[:free]
+        begun = sum(not is_rematch(hypothesis) for hypothesis in known)
+        count = min(free - len(proposals), context.budget.experiments - begun)
+        if count > 0 and not stop:
+            briefing = brief(context, champion, known, round_)
+            proposals += _propose(context, briefing, count)
         hypotheses = [
             Hypothesis(
                 id=f"{run}-{len(known) + offset:03d}",

@@ -15,6 +15,7 @@ from slipstream.memory.records import EDIT, Experiment, Finding, Hypothesis, is_
 
 from .claiming import ClaimedError
 from .context import LoopContext
+from .rematch import is_rematch
 from .state import LoopState
 
 
@@ -24,18 +25,30 @@ def record(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     best = 0.0
     champion = state.champion
     written: dict[str, Judgement] = {}
-    for hypothesis in state.hypotheses:
+    for hypothesis in state.judged:
         variant = state.variants[hypothesis]
         judgement = write_down(hypothesis, state.judgements[hypothesis], context)
         written[hypothesis] = judgement
         gain = judgement.gain.mean if judgement.gain else 0.0
-        if judgement.verdict is Verdict.KEPT and gain > best:
+        if judgement.verdict is not Verdict.KEPT:
+            continue
+        if _rival(hypothesis, context) != state.champion:
+            text = f"{hypothesis} landed late: {state.champion} is the champion by now"
+            context.say("benchmarker", text)
+        elif gain > best:
             best, champion = gain, variant
-    for variant in {state.champion, *state.variants.values()} - {champion}:
+    landed = {state.variants[name] for name in state.judged}
+    rivals = {_rival(name, context) for name in state.in_flight}
+    for variant in {state.champion, *landed} - rivals - {champion}:
         context.evaluator.release(variant)
     if champion != state.champion:
         context.workshop.promote(champion)
     return {"champion": champion, "judgements": written}
+
+
+def _rival(experiment: str, context: LoopContext) -> str:
+    found = context.memory.experiment(experiment)
+    return found.rival if found else ""
 
 
 def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -> Judgement:
@@ -58,7 +71,9 @@ def write_down(hypothesis_id: str, judgement: Judgement, context: LoopContext) -
         unsafe=bool(exposure(engine, context.no_sandbox)),
         learned_at=time.time(),
     )
-    return _write(hypothesis_id, experiment, judgement, finding, context)
+    # A rematch tells two variants apart, and nothing new about levers.
+    learned = None if is_rematch(hypothesis) else finding
+    return _write(hypothesis_id, experiment, judgement, learned, context)
 
 
 def _explain(hypothesis: Hypothesis, judgement: Judgement, context: LoopContext) -> Explanation:
@@ -75,7 +90,7 @@ def _write(
     name: str,
     experiment: Experiment | None,
     judgement: Judgement,
-    finding: Finding,
+    finding: Finding | None,
     context: LoopContext,
 ) -> Judgement:
     """Write the verdict, under the claim if it rests on measurements."""

@@ -10,7 +10,8 @@ from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.memory.board import MAX_TEXT, Board
 
 from .context import LoopContext
-from .measuring import reserve_s
+from .measuring import time_for_another
+from .rematch import is_rematch
 from .state import LoopState
 
 
@@ -20,7 +21,7 @@ def reflect(
     """Say how wrong the prediction was; go on, or verify the champion and end."""
     context = runtime.context
     board = Board(context.memory.database, context.run)
-    for name in state.hypotheses:
+    for name in state.judged:
         hypothesis, judgement = context.memory.hypothesis(name), state.judgements[name]
         if judgement.verdict is Verdict.KEPT and judgement.gain is not None:
             text = f"{hypothesis.target or hypothesis.lever}: {judgement.reason}"
@@ -32,19 +33,17 @@ def reflect(
                 f"{name}: predicted {hypothesis.predicted_gain:+.1%}, measured {measured:+.1%}",
             )
     name = f"stop after round {state.round}"
-    stop = str(context.tape.observe(name, lambda: _why_stop(state, context)))
+    stop = state.stop or str(context.tape.observe(name, lambda: _why_stop(state, context)))
     changes = {"round": state.round + 1, "stop": stop}
-    return Command(goto="verify" if stop else "survey", update=changes)
+    over = stop and not state.in_flight and context.parallel == 1
+    return Command(goto="verify" if over else "survey", update=changes)
 
 
 def _why_stop(state: LoopState, context: LoopContext) -> str:
-    done = len(context.memory.hypotheses(state.run))
-    if done >= context.budget.experiments:
-        return f"{done} experiments done"
-    # Another round is begun only if one like those before would end within the budget.
-    per_round = context.budget.spent_s / (state.round + 2)
-    needed = per_round + reserve_s(context, state.champion)
-    if context.budget.left_s < needed:
+    begun = sum(not is_rematch(one) for one in context.memory.hypotheses(state.run))
+    if begun >= context.budget.experiments:
+        return f"{begun} experiments done"
+    if not time_for_another(context, state.champion, begun - len(state.in_flight)):
         minutes = math.ceil(context.budget.spent_s / 60)
         return f"the budget of {context.budget.minutes:g} minutes is spent ({minutes} used)"
     return ""

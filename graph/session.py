@@ -12,10 +12,10 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.types import Command
 
 from slipstream.agents.specs import AgentSpecs
+from slipstream.collab.places import hardware_of
 from slipstream.evaluation.bench import Bench
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError, StopRequested
-from slipstream.evaluation.hardware import detect_hardware
 from slipstream.evaluation.home import data_dir, make_dir
 from slipstream.evaluation.manifest import make_environment, parse_manifest
 from slipstream.kernels.seeds import read_seed, seed_server, server_names
@@ -64,6 +64,8 @@ def new_run(
     usd: float | None = None,
     program: str = TEMPLATE,
     seed_engine: str = "",
+    parallel: int = 0,
+    executor: str = "",
     say: Callable[[str], None] = lambda _: None,
 ) -> Run:
     """Write a new run into memory and return it; `resume` then drives it.
@@ -74,18 +76,23 @@ def new_run(
         program: the first text of the run's program.md.
         seed_engine: where it starts: a served engine that ships, or a folder with one; by default
             what the challenge says.
+        parallel: experiments in flight at most; 0 for as many as there are places to measure.
+        executor: where those are, as `parse_executor` reads it; by default what the challenge says.
 
     Raises:
-        SlipstreamError: no GPU where one is needed, no such model, no key for it; a folder that is
-            no served engine, or whose dependencies pip can't install.
+        SlipstreamError: no GPU where one is needed, no such model, no key for it; an executor that
+            can't be reached; a folder that is no served engine, or whose dependencies pip can't
+            install.
     """
     specs = agents or AgentSpecs()
     specs.check()
-    hardware = detect_hardware()
+    asked = executor or challenge.executor
+    hardware = hardware_of(asked, challenge)
     if challenge.device == "cuda" and not hardware.gpus:
         raise SlipstreamError(
             f"challenge {challenge.name}: needs a GPU ({challenge.gpu or 'any CUDA device'}), and "
-            "nvidia-smi finds none here; smollm2-cpu runs on any machine"
+            "nvidia-smi finds none here; smollm2-cpu runs on any machine, and --executor ray or "
+            "hf-jobs measures elsewhere"
         )
     if seed_engine:
         engine = _adopted(seed_engine, say)
@@ -107,6 +114,8 @@ def new_run(
         started_at=time.time(),
         agents=asdict(specs) if specs != AgentSpecs() else {},
         budget_usd=usd,
+        parallel=parallel,
+        executor=asked,
     )
     memory.add_run(run)
     if specs.think:
@@ -178,7 +187,7 @@ def _drive(context: LoopContext, checkpoints: Path, ask: Ask) -> str:
         config: RunnableConfig = {
             "configurable": {"thread_id": context.run},
             "recursion_limit": 1_000_000,  # the budget ends the loop, not LangGraph
-            "max_concurrency": 4,
+            "max_concurrency": max(4, context.parallel),
         }
         snapshot = app.get_state(config)
         start: Any = None if snapshot.tasks else {"run": context.run}

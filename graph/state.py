@@ -27,8 +27,10 @@ class LoopState:
 
     Attributes:
         champion: the variant to beat.
-        hypotheses: ids of this round's hypotheses, which are their experiments' ids too.
+        hypotheses: ids of this round's hypotheses, which are their experiments' ids too; with
+            several experiments in flight, those of earlier rounds that haven't landed as well.
         variants: hypothesis → variant, once its coder is done.
+        measured: those of which measuring ended in this round.
         judgements: hypothesis → judgement, once there is one.
         stop: why the loop ends; empty while it goes on.
         done: the last node ran.
@@ -38,6 +40,7 @@ class LoopState:
     round: int = 0
     champion: str = ""
     hypotheses: tuple[str, ...] = ()
+    measured: tuple[str, ...] = ()
     variants: Annotated[dict[str, str], merge_variants] = field(default_factory=dict)
     judgements: Annotated[dict[str, Judgement], merge_judgements] = field(default_factory=dict)
     stop: str = ""
@@ -45,6 +48,17 @@ class LoopState:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hypotheses", tuple(self.hypotheses))
+        object.__setattr__(self, "measured", tuple(self.measured))
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """The hypotheses that have a judgement, in their order."""
+        return tuple(name for name in self.hypotheses if name in self.judgements)
+
+    @property
+    def in_flight(self) -> tuple[str, ...]:
+        """The hypotheses that have none yet, in their order."""
+        return tuple(name for name in self.hypotheses if name not in self.judgements)
 
 
 @dataclass(frozen=True)

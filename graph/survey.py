@@ -5,9 +5,10 @@ from typing import Any
 
 from langgraph.runtime import Runtime
 
-from slipstream.evaluation.acceptance import Cause, Judgement, Verdict, quality_report
-from slipstream.evaluation.errors import EngineError, SlipstreamError
+from slipstream.evaluation.acceptance import Cause, Judgement, Need, Verdict, quality_report
+from slipstream.evaluation.errors import EngineError, OutOfMoneyError, SlipstreamError
 from slipstream.evaluation.pairs import Stage
+from slipstream.evaluation.plans import Plan, Step
 from slipstream.evaluation.prompts import Split
 from slipstream.kernels.catalogue import ENGINE
 from slipstream.kernels.seeds import catalogue_of
@@ -29,8 +30,10 @@ def survey(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     """
     context = runtime.context
     champion = state.champion
-    if champion:
+    if champion and not state.stop:
         _look_again(context, champion)
+    elif champion:
+        return {}  # nothing new is begun: what is in flight lands
     else:
         champion = starting_champion(context)
     settings = context.memory.variant(champion).settings
@@ -48,6 +51,8 @@ def _look_again(context: LoopContext, champion: str) -> None:
     try:
         calibrate(context, champion)
         reverify(context, champion)
+    except OutOfMoneyError as error:
+        context.say("survey", f"not looked at again: {error}")
     except EngineError as error:
         raise SlipstreamError(
             f"champion {champion} doesn't run any more: {error}; `slipstream resume {context.run}` "
@@ -70,15 +75,21 @@ def starting_champion(context: LoopContext) -> str:
         context.say("survey", f"memory has a champion: {champion} ({found.speedup:.2f}×)")
     commit_lineage(context, champion)
     try:
-        calibrate(context, champion)
+        number = "000" if champion == context.seed_variant else "000-inherited"
+        calibrate(context, champion, _start_plan(context, number, champion, noise=True))
         with metered(context, None):
+            if champion != context.seed_variant:
+                seed = context.seed_variant
+                context.evaluator.expect(_start_plan(context, "000", seed, noise=False))
             _measure_start(context, _begin(context, "000", context.seed_variant))
             if champion != context.seed_variant:
-                _measure_start(context, _begin(context, "000-inherited", champion))
+                _measure_start(context, _begin(context, number, champion))
     except EngineError as error:
         raise SlipstreamError(
             f"the starting engine doesn't run here: {error}; `slipstream doctor` may say why"
         ) from error
+    except OutOfMoneyError as error:
+        raise SlipstreamError(f"the run's start is not covered: {error}") from error
     context.workshop.promote(champion)
     return champion
 
@@ -109,8 +120,33 @@ def reverify(context: LoopContext, champion: str) -> None:
         recorded = context.memory.experiment(experiment.id)
         if recorded is None or recorded.verdict is None:
             num_pairs = context.rule().num_pairs(Stage.BASELINE)
+            context.evaluator.expect(against_baseline(experiment, num_pairs))
             measure_pairs(context, experiment, experiment.rival, Stage.BASELINE, num_pairs)
             record_against_baseline(context, experiment)
+
+
+def against_baseline(experiment: Experiment, num_pairs: int) -> Plan:
+    """Return a direct comparison as an errand."""
+    need = Need(stage=Stage.BASELINE, count=num_pairs)
+    steps = (Step(experiment.rival, need),)
+    return Plan(experiment.id, experiment.variant, experiment.rival, steps=steps)
+
+
+def _start_plan(context: LoopContext, number: str, variant: str, *, noise: bool) -> Plan:
+    """Return all that a run's start asks about a variant, as one errand."""
+    rule, baseline = context.rule(), str(context.challenge.baseline)
+    needs = [(baseline, Need(stage=Stage.BASELINE, count=rule.num_pairs(Stage.BASELINE)))]
+    if noise:
+        needs.insert(0, (variant, Need(stage=Stage.NOISE, count=rule.num_pairs(Stage.NOISE))))
+    if context.num_documents:
+        needs.append((baseline, Need(split=Split.PUBLIC)))
+    return Plan(
+        f"{context.run}-{number}",
+        variant,
+        baseline,
+        steps=tuple(Step(rival, need) for rival, need in needs),
+        num_documents=context.num_documents,
+    )
 
 
 def _begin(context: LoopContext, number: str, variant: str) -> Experiment:

@@ -14,7 +14,7 @@ from slipstream.memory.records import Experiment, RunState
 from .context import LoopContext
 from .measuring import measure_pairs, metered
 from .state import LoopState
-from .survey import record_against_baseline
+from .survey import against_baseline, record_against_baseline
 
 
 def verify(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def verify(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
         )
         context.memory.add_experiment(experiment)
         num_pairs = context.rule().num_pairs(Stage.CONFIRM)
+        context.evaluator.expect(against_baseline(experiment, num_pairs))
         with metered(context, None):
             measure_pairs(context, experiment, experiment.rival, Stage.BASELINE, num_pairs)
         record_against_baseline(context, experiment)

@@ -5,7 +5,7 @@ engine failed: `Witness` notes that while a run goes on, and `StandIn` fails the
 run is replayed and nothing is measured at all.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import TypeVar
 
 from slipstream.evaluation.audits import Audit
@@ -20,6 +20,7 @@ from slipstream.evaluation.errors import (
 from slipstream.evaluation.evaluator import Evaluator
 from slipstream.evaluation.gates import DocumentScore
 from slipstream.evaluation.pairs import Pair, Stage
+from slipstream.evaluation.plans import Plan
 from slipstream.evaluation.profiling import Profile
 from slipstream.evaluation.prompts import Split
 from slipstream.evaluation.protocol import KernelCase
@@ -42,24 +43,31 @@ class Witness:
         """Make ready what no experiment should pay for."""
         self._inner.prepare()
 
-    def smoke(self, variant: str) -> None:
+    def expect(self, plan: Plan) -> None:
+        """Learn what will be asked about a variant."""
+        self._inner.expect(plan)
+
+    def smoke(self, variant: str) -> str:
         """Run `variant` on a tiny input; raises `EngineError` if it doesn't work."""
-        self._noting(variant, "smoke", lambda: self._inner.smoke(variant))
+        untried = self._noting(variant, "smoke", lambda: self._inner.smoke(variant))
         self._tape.note(f"smoke {variant}", None)
+        return untried
 
     def pairs(
         self, variant: str, rival: str, stage: Stage, attempts: Mapping[int, int]
-    ) -> Iterator[Pair]:
+    ) -> Generator[Pair, None, None]:
         """Measure pairs of a stage, one at a time."""
         yield from self._each(variant, self._inner.pairs(variant, rival, stage, attempts))
 
-    def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
+    def scores(
+        self, variant: str, split: Split, done: Collection[str]
+    ) -> Generator[DocumentScore, None, None]:
         """Score the documents of a split that are not `done`, one at a time."""
         yield from self._each(variant, self._inner.scores(variant, split, done))
 
     def audits(
         self, variant: str, pairs: Sequence[Pair], count: int, done: Collection[tuple[int, int]]
-    ) -> Iterator[Audit]:
+    ) -> Generator[Audit, None, None]:
         """Audit `count` timed blocks of a stage's pairs."""
         yield from self._each(variant, self._inner.audits(variant, pairs, count, done))
 
@@ -79,7 +87,7 @@ class Witness:
         """Free everything."""
         self._inner.close()
 
-    def _each(self, variant: str, found: Iterator[_T]) -> Iterator[_T]:
+    def _each(self, variant: str, found: Generator[_T, None, None]) -> Generator[_T, None, None]:
         try:
             yield from found
         except EngineError as error:
@@ -107,9 +115,13 @@ class StandIn:
     def prepare(self) -> None:
         """Nothing to make."""
 
-    def smoke(self, variant: str) -> None:
+    def expect(self, plan: Plan) -> None:
+        """Nothing is measured."""
+
+    def smoke(self, variant: str) -> str:
         """Fail as the engine did then, if it did."""
         self._raise(f"smoke {variant}")
+        return ""
 
     def pairs(
         self,
@@ -117,7 +129,7 @@ class StandIn:
         rival: str,  # noqa: ARG002
         stage: Stage,  # noqa: ARG002
         attempts: Mapping[int, int],  # noqa: ARG002
-    ) -> Iterator[Pair]:
+    ) -> Generator[Pair, None, None]:
         """Fail as the engine did then: what was measured is in memory, and isn't asked for."""
         yield from self._end(variant)
 
@@ -126,7 +138,7 @@ class StandIn:
         variant: str,
         split: Split,  # noqa: ARG002
         done: Collection[str],  # noqa: ARG002
-    ) -> Iterator[DocumentScore]:
+    ) -> Generator[DocumentScore, None, None]:
         """Fail as the engine did then."""
         yield from self._end(variant)
 
@@ -136,7 +148,7 @@ class StandIn:
         pairs: Sequence[Pair],  # noqa: ARG002
         count: int,  # noqa: ARG002
         done: Collection[tuple[int, int]],  # noqa: ARG002
-    ) -> Iterator[Audit]:
+    ) -> Generator[Audit, None, None]:
         """Fail as the engine did then."""
         yield from self._end(variant)
 
@@ -154,7 +166,7 @@ class StandIn:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _end(self, variant: str) -> Iterator[_T]:
+    def _end(self, variant: str) -> Generator[_T, None, None]:
         if self._tape.noted(f"{OUT_OF_TIME} {variant}"):
             raise OutOfTimeError
         self._raise(f"measure {variant}")

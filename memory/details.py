@@ -22,6 +22,7 @@ def look_up(memory: Memory, item: str) -> dict[str, Any]:
             details["hypothesis"] = asdict(memory.hypothesis(experiment.hypothesis))
         details["pairs"] = [asdict(p) | {"log_ratio": p.log_ratio} for p in evidence.pairs]
         details["observations"] = [asdict(one) for one in memory.observations(item)]
+        details["rungs"] = [asdict(rung) for rung in memory.rungs(item)]
         details["audits"] = [asdict(audit) for audit in evidence.audits]
         details["scores"] = [
             {"split": split, **asdict(score)}

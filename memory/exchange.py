@@ -28,7 +28,7 @@ _FORMAT = "slipstream-memory"
 _RECORDED = (
     *("runs", "variants", "hypotheses", "experiments", "measurements", "audits", "scores"),
     *("verdicts", "findings", "posts", "mentions", "costs", "directions", "approvals"),
-    "observations",
+    *("observations", "rungs", "jobs"),
 )
 # Columns that exports of earlier schemas don't have, and what stands in them then.
 _LATER: dict[tuple[str, str], Any] = {
@@ -36,6 +36,8 @@ _LATER: dict[tuple[str, str], Any] = {
     ("hypotheses", "falsifier"): "",
     ("runs", "agents"): {},
     ("runs", "budget_usd"): None,
+    ("runs", "parallel"): 1,
+    ("runs", "executor"): "",
 }
 _BATCH = 500
 # When a row was written.
@@ -45,6 +47,7 @@ _WRITTEN = {
     **{"scores": "measured_at", "verdicts": "decided_at", "findings": "learned_at"},
     **{"posts": "posted_at", "mentions": "posted_at", "costs": "started_at"},
     **{"directions": "said_at", "approvals": "said_at", "observations": "seen_at"},
+    **{"rungs": "climbed_at", "jobs": "submitted_at"},
 }
 _ORDER = {"posts": "posted_at", "mentions": "posted_at"}
 

@@ -25,7 +25,7 @@ _CLASSES = {
     Cause.BUDGET: "undecided",
 }
 _RESTS_ON_FIGURES = (Cause.GAIN, Cause.NO_GAIN, Cause.QUALITY, Cause.CONTRADICTION)
-NOT_RUN = (Cause.CLAIMED, Cause.EXPOSED, Cause.CODER, Cause.REFUSED)
+NOT_RUN = (Cause.CLAIMED, Cause.EXPOSED, Cause.CODER, Cause.REFUSED, Cause.VETO)
 _COUNTS = ("kept", "no_gain", "quality", "failed", "undecided")
 
 

@@ -67,6 +67,11 @@ OBSERVATIONS = (
     .where(TABLES["observations"].c.experiment == bindparam("of"))
     .order_by(TABLES["observations"].c.id)
 )
+RUNGS = (
+    select(TABLES["rungs"])
+    .where(TABLES["rungs"].c.experiment == bindparam("of"))
+    .order_by(TABLES["rungs"].c.climbed_at, TABLES["rungs"].c.id)
+)
 FINDINGS = select(TABLES["findings"]).order_by(TABLES["findings"].c.learned_at)
 
 

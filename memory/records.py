@@ -27,7 +27,9 @@ class Run:
         calibrated_at: when the latest one ended; it expires.
         family: the model's, as its config calls it; empty until the model was read.
         agents: how its agents were asked for; empty for those that need no key.
-        budget_usd: what its models may cost; None for no limit.
+        budget_usd: what its models and jobs may cost; None for no limit.
+        parallel: experiments in flight at most.
+        executor: where it measures, as it was asked for; empty for this machine.
     """
 
     id: str
@@ -49,6 +51,26 @@ class Run:
     family: str = ""
     agents: dict[str, Any] = field(default_factory=dict)
     budget_usd: float | None = None
+    parallel: int = 1
+    executor: str = ""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung of the ladder that an experiment has climbed, or not.
+
+    Attributes:
+        outcome: passed, refused or skipped.
+        usd: what it cost where that is known.
+    """
+
+    experiment: str
+    rung: str
+    outcome: str
+    reason: str
+    wall_s: float
+    climbed_at: float
+    usd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,7 @@ class Hypothesis:
     falsifier: str = ""
 
 
+REMATCH = "rematch"  # the lever of a hypothesis that asks for a race and changes nothing
 EDIT = "edit"  # the lever of a hypothesis that changes source
 
 

@@ -12,7 +12,7 @@ from slipstream.evaluation.errors import SlipstreamError
 from . import derive
 from .database import Database
 
-HEAD = "0004"
+HEAD = "0005"
 _MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 
 

@@ -23,7 +23,16 @@ from slipstream.evaluation.redaction import redact_all
 from . import derive, queries
 from .claims import Claim, Claims
 from .database import Database, default_url
-from .records import Experiment, Finding, Hypothesis, Observation, Run, RunState, Variant
+from .records import (
+    Experiment,
+    Finding,
+    Hypothesis,
+    Observation,
+    Run,
+    Rung,
+    RunState,
+    Variant,
+)
 from .schema import bring_up_to_date
 
 _Record = TypeVar("_Record", Variant, Hypothesis, Experiment)
@@ -277,6 +286,15 @@ class Memory:
     def observations(self, experiment: str) -> list[Observation]:
         """Return what was looked at besides an experiment's verdict, in order."""
         return [Observation(**row) for row in self._rows(queries.OBSERVATIONS, of=experiment)]
+
+    def add_rung(self, rung: Rung) -> None:
+        """Record how far up the ladder an experiment climbed; the first record stays."""
+        self._insert("rungs", {**asdict(rung), "id": f"{rung.experiment}|{rung.rung}"})
+
+    def rungs(self, experiment: str) -> list[Rung]:
+        """Return the rungs that an experiment has tried, in order."""
+        rows = self._rows(queries.RUNGS, of=experiment)
+        return [Rung(**{k: v for k, v in row.items() if k != "id"}) for row in rows]
 
     def findings(self) -> list[Finding]:
         """Return everything learned, oldest first."""

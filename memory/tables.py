@@ -32,6 +32,8 @@ class RunRow(SQLModel, table=True):
     family: str = ""
     agents: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     budget_usd: float | None = None
+    parallel: int = 1
+    executor: str = ""
     started_at: float
 
 
@@ -304,6 +306,38 @@ class StandingRow(SQLModel, table=True):
     lineage: str
     novelty: float
     decided_at: float
+
+
+class RungRow(SQLModel, table=True):
+    """How far up the ladder an experiment climbed: one rung, what it cost, what it said."""
+
+    __tablename__ = "rungs"
+    id: str = Field(primary_key=True)
+    experiment: str = Field(foreign_key="experiments.id", index=True)
+    rung: str
+    outcome: str
+    reason: str
+    wall_s: float
+    usd: float | None = None
+    climbed_at: float
+
+
+class JobRow(SQLModel, table=True):
+    """One job on somebody else's machine; its row is there before the job is."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_account", "account", "submitted_at"),)
+    id: str = Field(primary_key=True)
+    run: str = Field(foreign_key="runs.id")
+    experiment: str = Field(index=True)
+    account: str
+    flavor: str
+    remote: str
+    state: str
+    reason: str
+    usd: float
+    submitted_at: float
+    ended_at: float | None = None
 
 
 class LineageRow(SQLModel, table=True):

@@ -300,3 +300,17 @@ def test_memory_travels(tmp_path: Path, recorded: str) -> None:
     assert_one_line_error(done, "--keep some: one of all, kept, champions")
     done = cli("memory", "import", str(tmp_path / "none"), "--memory", new, home=tmp_path)
     assert_one_line_error(done, "No such file")
+
+
+def test_a_dry_run_shows_jobs_cost_and_time_without_a_token(home: Path) -> None:
+    asked = ("run", "gemma4-e4b-a10g", "--executor", "hf-jobs", "--dry-run", "--json")
+    done = cli(*asked, home=home)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["flavor"], found["jobs"], found["usd"]) == ("a10g-small", 42, 84.0)
+    assert found["job"]["timeoutSeconds"] == 7200
+    assert [v["mountPath"] for v in found["job"]["volumes"]] == ["/errand", "/results", "/model"]
+    levers = {row["lever"].partition(",")[0]: row["ceiling_tps"] for row in found["levers"]}
+    assert 50 < levers["none"] < 60
+    assert levers["weights=int4-g128"] > 2 * levers["none"]
+    assert_one_line_error(cli("run", "--dry-run", home=home), "executor local submits nothing")

@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Imports point down this list; rooms on one line don't import each other.
-ORDER = [["cli"], ["graph", "serving"], ["agents"], ["memory"], ["evaluation"], ["kernels"]]
+ORDER = [
+    *(["cli"], ["graph", "serving"], ["agents", "collab"]),
+    *(["memory"], ["evaluation"], ["kernels"]),
+]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 ROOMS = [room for rooms in ORDER[1:] for room in rooms]
 

@@ -25,14 +25,23 @@ from .display import (
     print_event_json,
     print_json,
     print_pulse,
+    print_rehearsal,
     print_summary,
     say_plainly,
     show_rows,
     standings_table,
 )
-from .options import DEFAULT_CHALLENGE, AsJson, ChallengeName, MemoryUrl, UnsafeLocal
+from .options import (
+    DEFAULT_CHALLENGE,
+    AsJson,
+    ChallengeName,
+    MemoryUrl,
+    UnsafeLocal,
+    WhoseMachine,
+)
 
 if TYPE_CHECKING:
+    from slipstream.evaluation.challenge import Challenge
     from slipstream.graph.session import Outcome
     from slipstream.memory.records import Run
     from slipstream.memory.store import Memory
@@ -92,6 +101,20 @@ def run(
     seed_engine: Annotated[
         str, typer.Option(help="Start from a server: llama-cpp, transformers, vllm, or a folder.")
     ] = "",
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="Where to measure: local[:GPUS], ray[:HOST:PORT], hf-jobs[:FLAVOR]; "
+            "by default what the challenge says."
+        ),
+    ] = "",
+    parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Experiments in flight; by default one for each place."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be submitted, and what it may cost.")
+    ] = False,
     memory: MemoryUrl = None,
     unsafe_local: UnsafeLocal = False,
     as_json: AsJson = False,
@@ -107,6 +130,9 @@ def run(
         _replay(replay, memory, as_json=as_json)
         return
     rules = load_challenge(challenge)
+    if dry_run:
+        _rehearse(rules, executor, experiments, as_json=as_json)
+        return
     agents = AgentSpecs(planner, coder, benchmarker, tuple(coder_env or ()), coder_minutes, approve)
     with open_memory(memory) as store:
         started = new_run(
@@ -120,12 +146,34 @@ def run(
             usd=usd,
             program=read_file(program, TEMPLATE),
             seed_engine=seed_engine,
+            parallel=parallel or 0,
+            executor=executor,
             say=(lambda _: None) if as_json else say_plainly,
         )
         if not as_json:
             out.print(f"run [bold]{started.id}[/]: {escape(rules.title)}, tier {rules.tier}")
             _say_agents(started)
         _drive(started.id, store, as_json=as_json)
+
+
+def _rehearse(rules: "Challenge", executor: str, experiments: int | None, *, as_json: bool) -> None:
+    """Show what a run would submit, and what that may cost."""
+    from slipstream.collab.rehearsal import rehearse
+    from slipstream.evaluation.executors import HF_JOBS, parse_executor
+    from slipstream.kernels.catalogue import SHIPPED
+
+    asked = parse_executor(executor or rules.executor)
+    if asked.kind != HF_JOBS:
+        raise SlipstreamError(
+            f"--dry-run: executor {asked.kind} submits nothing; --executor hf-jobs does, and "
+            "`slipstream doctor` shows this machine"
+        )
+    say = (lambda _: None) if as_json else say_plainly
+    found = rehearse(rules, asked.where, SHIPPED, experiments=experiments, say=say)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print_rehearsal(found)
 
 
 @app.command()
@@ -151,17 +199,19 @@ def runs(memory: MemoryUrl = None, as_json: AsJson = False) -> None:
 def leaderboard(
     challenge: ChallengeName = DEFAULT_CHALLENGE,
     limit: Annotated[int, typer.Option(min=1, help="At most this many variants.")] = 50,
+    executor: WhoseMachine = "",
     memory: MemoryUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Show every variant tried on this kind of machine, the champion first."""
+    from slipstream.collab.places import hardware_of
     from slipstream.evaluation.challenge import load_challenge
-    from slipstream.evaluation.hardware import detect_hardware
     from slipstream.memory.leaderboard import leaderboard as standings_of
     from slipstream.memory.leaderboard import pulse
     from slipstream.memory.store import open_memory
 
-    name, machine = load_challenge(challenge).name, detect_hardware().id
+    rules = load_challenge(challenge)
+    name, machine = rules.name, hardware_of(executor, rules).id
     with open_memory(memory) as store:
         standings = standings_of(store, name, machine, limit)
         alive = None if as_json else pulse(store, name, machine)
@@ -177,17 +227,19 @@ def leaderboard(
 @app.command()
 def pulse(
     challenge: ChallengeName = DEFAULT_CHALLENGE,
+    executor: WhoseMachine = "",
     memory: MemoryUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Show whether the search is alive: stagnation, lineages, monoculture."""
+    from slipstream.collab.places import hardware_of
     from slipstream.evaluation.challenge import load_challenge
-    from slipstream.evaluation.hardware import detect_hardware
     from slipstream.memory.leaderboard import pulse as pulse_of
     from slipstream.memory.store import open_memory
 
     with open_memory(memory) as store:
-        found = pulse_of(store, load_challenge(challenge).name, detect_hardware().id)
+        rules = load_challenge(challenge)
+        found = pulse_of(store, rules.name, hardware_of(executor, rules).id)
     if as_json:
         print_json(asdict(found))
     else:

@@ -11,6 +11,7 @@ from rich.table import Table
 from slipstream.kernels.levers import SEED_SETTINGS
 
 if TYPE_CHECKING:
+    from slipstream.collab.rehearsal import Rehearsal
     from slipstream.evaluation.profiling import Profile
     from slipstream.graph.context import Event
     from slipstream.graph.reproducing import Verification
@@ -105,6 +106,24 @@ def print_summary(summary: dict[str, Any]) -> None:
     out.print(f"report: {summary['report']}")
     if summary["stop"] == "interrupted":
         out.print(f"go on with: [bold]slipstream resume {summary['run']}[/]")
+
+
+def print_rehearsal(found: "Rehearsal") -> None:
+    """Print what a run would submit, and what that may cost."""
+    out.print(
+        f"{found.challenge} on {found.flavor} ({found.gpu or 'no GPU'}, reads {found.gbps:g} GB/s):"
+        f" at most {found.jobs} jobs, ${found.usd:.2f} (${found.usd_per_job:.2f} each), "
+        f"{found.hours:.1f} hours; {found.per_day} jobs a day"
+    )
+    low, high = found.minutes_per_job
+    out.print(
+        f"a whole experiment times for {low:.0f} to {high:.0f} minutes (projected: at the ceiling "
+        f"without levers, and at a quarter of it); a job is stopped after "
+        f"{found.timeout_minutes:g}"
+    )
+    show_rows(found.levers, as_json=False)
+    out.print("each job, with the names of a run's first:")
+    out.print_json(data=found.job)
 
 
 def verification_row(found: "Verification") -> dict[str, Any]:

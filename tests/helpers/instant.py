@@ -12,6 +12,7 @@ from slipstream.evaluation.conditions import Conditions
 from slipstream.evaluation.errors import EngineFailedError, InvalidOutputError
 from slipstream.evaluation.gates import DocumentScore
 from slipstream.evaluation.pairs import MAX_ATTEMPTS, Pair, Stage
+from slipstream.evaluation.plans import Plan
 from slipstream.evaluation.profiling import Component, Profile
 from slipstream.evaluation.prompts import Split
 from slipstream.evaluation.protocol import KernelCase
@@ -36,8 +37,12 @@ class InstantEvaluator:
     def prepare(self) -> None:
         """Nothing to make."""
 
-    def smoke(self, variant: str) -> None:
+    def expect(self, plan: Plan) -> None:
+        """Nothing: everything is there at once."""
+
+    def smoke(self, variant: str) -> str:
         self._check(variant, "smoke")
+        return ""
 
     def pairs(
         self, variant: str, rival: str, stage: Stage, attempts: Mapping[int, int]

@@ -1,6 +1,7 @@
 """A loop on instant measurements."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from instant import SMOLLM2, InstantEvaluator
 
@@ -8,6 +9,7 @@ from slipstream.agents.roles import Briefing, Proposal
 from slipstream.evaluation.bench import Bench
 from slipstream.evaluation.challenge import Challenge, parse_challenge
 from slipstream.evaluation.home import data_dir
+from slipstream.evaluation.pool import Pool
 from slipstream.graph.context import Event
 from slipstream.graph.opening import Agents
 from slipstream.graph.session import Outcome, new_run, resume
@@ -32,18 +34,12 @@ class Loop:
     """Everything a test needs to start, break and resume a run."""
 
     memory: Memory
-    evaluator: InstantEvaluator
+    evaluator: InstantEvaluator | Pool
     challenge: Challenge
     events: list[Event]
 
-    def start(self, *, experiments: int = 6, seed: int = 1, unsafe_local: bool = False) -> str:
-        return new_run(
-            self.challenge,
-            self.memory,
-            experiments=experiments,
-            seed=seed,
-            unsafe_local=unsafe_local,
-        ).id
+    def start(self, *, experiments: int = 6, seed: int = 1, **wishes: Any) -> str:
+        return new_run(self.challenge, self.memory, experiments=experiments, seed=seed, **wishes).id
 
     def drive(self, run: str, agents: Agents | None = None) -> Outcome:
         return resume(
@@ -51,7 +47,13 @@ class Loop:
             self.memory,
             emit=self.events.append,
             agents=agents,
-            bench=Bench(self.evaluator, SMOLLM2, self.challenge.quality.documents),
+            bench=Bench(
+                self.evaluator,
+                SMOLLM2,
+                self.challenge.quality.documents,
+                shared=isinstance(self.evaluator, Pool),
+                places=len(self.evaluator) if isinstance(self.evaluator, Pool) else 1,
+            ),
         )
 
     def texts(self, agent: str) -> list[str]:
