@@ -19,9 +19,10 @@ from slipstream.kernels.variants import VariantStore
 from slipstream.memory.records import Run
 from slipstream.memory.store import Memory
 
+from .dispatch import Terms
 from .flavors import find_flavor
 from .hub import Hub
-from .rented import RentedEvaluator, Terms
+from .rented import RentedEvaluator
 
 # Random models of a few layers, by what their family is called in a config.
 _TINY = {"llama": "tiny-llama", "gemma3_text": "tiny-gemma3", "gemma4_text": "tiny-gemma4"}

@@ -8,22 +8,17 @@ log from the beginning, and skips what it has.
 """
 
 import functools
-import math
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from slipstream.evaluation.audits import Audit
-from slipstream.evaluation.baselines import is_baseline
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import (
+    ENGINE_ERRORS,
     EngineFailedError,
-    ExposedError,
-    InvalidOutputError,
-    OutOfMoneyError,
     SlipstreamError,
     WorkerLostError,
 )
@@ -31,60 +26,44 @@ from slipstream.evaluation.gates import DocumentScore
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.plans import (
     AuditLine,
+    BeginLine,
     EndLine,
     FailureLine,
     Line,
     PairLine,
     Plan,
     ScoreLine,
-    plan_to_json,
     read_line,
     with_line,
 )
 from slipstream.evaluation.profiling import Profile
 from slipstream.evaluation.prompts import Split
 from slipstream.evaluation.protocol import KernelCase
-from slipstream.evaluation.secret import secret_text
 from slipstream.kernels.variants import Tree
-from slipstream.memory.costs import MEASURING, Cost, Costs
 from slipstream.memory.database import Database
-from slipstream.memory.jobs import CANCELLED, DONE, FAILED, RUNNING, Job, Jobs
+from slipstream.memory.jobs import CANCELLED, DONE, FAILED, Job
 
+from .dispatch import Dispatch, Terms
 from .flavors import Flavor
-from .hub import Hub, errand_files, there
+from .hub import Hub
 
 ASK_EVERY_S = 10.0
-MOST_JOBS = 3  # of one experiment
-_ERRORS = {e.__name__: e for e in (EngineFailedError, ExposedError, InvalidOutputError)}
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What a run's jobs may take.
+@dataclass(eq=False)
+class _Errand:
+    """A plan, its job once there is one, and what was told so far.
 
     Attributes:
-        seed: of everything that is drawn.
-        usd: dollars of the whole run; None for no limit.
-        timeout_s: of one job.
-        per_day: jobs of the account within 24 hours.
+        ended: nothing more will be told.
+        gone: its machine has ended too.
     """
-
-    run: str
-    seed: int
-    unsafe: bool = False
-    usd: float | None = None
-    timeout_s: int = 1200
-    per_day: int = 20
-
-
-@dataclass
-class _Errand:
-    """A plan, its job once there is one, and what was told so far."""
 
     plan: Plan
     job: Job | None = None
     lines: list[Line] = field(default_factory=list)
     ended: bool = False
+    gone: bool = False
     asked_at: float = 0.0
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -111,13 +90,11 @@ class RentedEvaluator:
         check_stop: Callable[[], None] = lambda: None,
         try_here: Callable[[str], str] = lambda _: "nothing here can run it",
     ) -> None:
-        self._hub, self._flavor, self._challenge, self._read = hub, flavor, challenge, read
-        self._jobs, self._costs, self._terms = Jobs(database), Costs(database), terms
+        self._hub, self._flavor, self._terms = hub, flavor, terms
+        self._dispatch = Dispatch(hub, flavor, challenge, database, read, terms, say)
         self._say, self._check_stop, self._try_here = say, check_stop, try_here
-        self._usd_per_hour = hub.usd_per_hour(flavor.name) or flavor.usd_per_hour
         self._errands: dict[str, _Errand] = {}
-        self._left: list[_Errand] = []
-        self._money = threading.Lock()
+        self._begun: list[_Errand] = []
 
     def prepare(self) -> None:
         """Nothing to make here: a job makes its documents when it begins."""
@@ -126,8 +103,6 @@ class RentedEvaluator:
         """Learn what will be asked about a variant; nothing is submitted before it is asked."""
         known = self._errands.get(plan.variant)
         if known is None or known.plan.experiment != plan.experiment or known.job is None:
-            if known is not None and known.job is not None and not known.ended:
-                self._left.append(known)  # all that was asked of it is told; its end isn't
             self._errands[plan.variant] = _Errand(plan)
 
     def smoke(self, variant: str) -> str:
@@ -193,21 +168,25 @@ class RentedEvaluator:
     def close(self) -> None:
         """Cancel what still runs: whoever ends in an orderly way leaves no machine running."""
         self._settle(tries=3)
-        for errand in (*self._left, *self._errands.values()):
-            if errand.job is not None and not errand.ended:
+        for errand in self._begun:
+            if errand.job is None or errand.gone:
+                continue
+            if not errand.ended:
                 self._say(f"cancelling job {errand.job.remote}")
-                try:
-                    self._hub.cancel(errand.job.remote)
-                    state = self._hub.state(errand.job.remote)
-                    self._end(errand, CANCELLED, "slipstream ended", state.running_s)
-                except SlipstreamError as error:
-                    self._say(f"{error}; it ends by itself after {self._terms.timeout_s} s")
+            try:
+                self._hub.cancel(errand.job.remote)
+                running_s = self._hub.state(errand.job.remote).running_s
+                if errand.ended:  # it had told everything, and only its machine didn't end
+                    self._end(errand, errand.job.state, errand.job.reason, running_s)
+                else:
+                    self._end(errand, CANCELLED, "slipstream ended", running_s)
+            except SlipstreamError as error:
+                self._say(f"{error}; it ends by itself after {self._terms.timeout_s} s")
 
     def _settle(self, tries: int = 1) -> None:
         """See whether jobs have ended that were asked for nothing more since their last result."""
         for number in range(tries):
-            every = [*self._left, *self._errands.values()]
-            running = [errand for errand in every if errand.job is not None and not errand.ended]
+            running = [errand for errand in self._begun if not errand.gone]
             if running and number:
                 time.sleep(1.0)
             for errand in running:
@@ -231,10 +210,12 @@ class RentedEvaluator:
                 line = errand.lines[position]
                 position += 1
                 if isinstance(line, FailureLine):
-                    if line.error not in _ERRORS:
+                    if line.error not in ENGINE_ERRORS:
                         raise SlipstreamError(f"job {_remote(errand)}: {line.reason}")
-                    raise _ERRORS[line.error](line.reason, line.log)
-                if not isinstance(line, EndLine):
+                    raise ENGINE_ERRORS[line.error](line.reason, line.log)
+                if isinstance(line, BeginLine):
+                    self._check_machine(errand, line.machine)
+                elif not isinstance(line, EndLine):
                     yield line
             if errand.ended:
                 known = functools.reduce(with_line, errand.lines, errand.plan.evidence)
@@ -245,11 +226,23 @@ class RentedEvaluator:
                 )
             self._ask(errand)
 
+    def _check_machine(self, errand: _Errand, machine: str) -> None:
+        """Refuse speeds of another GPU than those that they would be compared with."""
+        if self._flavor.gpu not in machine:
+            raise SlipstreamError(
+                f"job {_remote(errand)} runs on {machine}; {self._flavor.name} has "
+                f"{self._flavor.gpu}, and speeds of both can't go into one run: see "
+                f"{self._hub.page}, and correct collab/flavors.toml if the Hub changed it"
+            )
+
     def _ask(self, errand: _Errand) -> None:
         """See what is new; the job is submitted if there is none."""
         with errand.lock:
             if errand.job is None:
-                errand.job = self._found(errand.plan) or self._submitted(errand.plan)
+                self._settle()  # what has ended costs less than what was committed for it
+                found = self._dispatch.find(errand.plan)
+                errand.job = found or self._dispatch.submit(errand.plan)
+                self._begun.append(errand)
             while (wait_s := errand.asked_at + ASK_EVERY_S - time.monotonic()) > 0:
                 self._check_stop()
                 time.sleep(min(wait_s, 0.2))
@@ -271,99 +264,25 @@ class RentedEvaluator:
         if len(found) > len(errand.lines):
             self._say(f"job {errand.job.remote}: {len(found)} results")
         errand.lines += found[len(errand.lines) :]
+        errand.gone = state.ended
         if state.ended or (found and isinstance(found[-1], EndLine | FailureLine)):
-            whole = bool(found) and isinstance(found[-1], EndLine)
-            reason = ": ".join(word for word in (state.stage, state.message or said) if word)
+            whole, said = _whole(found), state.message or said
+            reason = ": ".join(word for word in (state.stage, said) if word)
             self._end(errand, DONE if whole else FAILED, reason, state.running_s)
-
-    def _found(self, plan: Plan) -> Job | None:
-        """Return the job that an earlier session has begun for this experiment, if it did."""
-        job = self._jobs.open_one(plan.experiment)
-        if job is None:
-            return None
-        remote = job.remote or self._hub.find(job.id)
-        if not remote:  # it was never submitted, or nobody knows: it counts, and another is begun
-            self._jobs.change(job.id, state=FAILED, reason="never seen on the Hub")
-            return None
-        self._say(f"job {remote} of {plan.experiment} goes on")
-        self._jobs.change(job.id, remote=remote, state=RUNNING)
-        return Job(**{**vars(job), "remote": remote, "state": RUNNING})
-
-    def _submitted(self, plan: Plan) -> Job:
-        """Commit what a job can cost at most, then submit it.
-
-        Raises:
-            OutOfMoneyError: the run has less left.
-            QuotaError: no more jobs today.
-        """
-        terms, flavor = self._terms, self._flavor
-        if (had := self._jobs.count(plan.experiment)) >= MOST_JOBS:
-            reason = self._jobs.of_run(terms.run)[-1].reason
-            raise SlipstreamError(
-                f"{had} jobs of {plan.experiment} ended before they had told everything, the last "
-                f"with {reason!r}; their logs are at {self._hub.page}"
-            )
-        usd = self._usd_per_hour * terms.timeout_s / 3600
-        name = f"{plan.experiment}-{had}"
-        job = Job(name, terms.run, plan.experiment, self._hub.namespace, flavor.name, usd)
-        self._settle()  # what has ended costs less than what was committed for it
-        kept = usd if plan.rule is not None else 0.0  # for the champion's verification
-        with self._money:
-            left = math.inf if terms.usd is None else terms.usd - self._costs.usd(terms.run)
-            if usd + kept > left:
-                verification = f", ${kept:.2f} more are for the verification" if kept else ""
-                raise OutOfMoneyError(
-                    f"a job on {flavor.name} may cost ${usd:.2f}{verification}, and of the budget "
-                    f"of ${terms.usd:.2f} ${max(0.0, left):.2f} is left"
-                )
-            self._jobs.reserve(job, terms.per_day)
-            model = f"hf-jobs {flavor.name}"
-            about = plan.experiment if plan.rule is not None else None
-            self._costs.begin(Cost(name, terms.run, about, MEASURING, model, usd=usd))
-        try:
-            self._hub.upload(name, errand_files(self._errand(plan), self._trees(plan)))
-            remote = self._hub.submit(name, flavor.name, terms.timeout_s, self._challenge.model)
-        except SlipstreamError as error:
-            # An answer that was lost doesn't mean that there is no job. If nobody can tell, the row
-            # stays open and its dollars committed: whoever resumes the run looks again.
-            if not (remote := self._hub.find(name)):
-                self._jobs.change(name, state=FAILED, reason=str(error), usd=0.0)
-                self._costs.end(name, outcome="not submitted", usd=0.0)
-                raise
-        self._jobs.change(name, remote=remote, state=RUNNING)
-        self._say(f"job {remote} on {flavor.name} for {plan.experiment}, at most ${usd:.2f}")
-        return Job(**{**vars(job), "remote": remote, "state": RUNNING})
-
-    def _errand(self, plan: Plan) -> dict[str, Any]:
-        return {
-            "challenge": there(self._challenge).model_dump(mode="json"),
-            "plan": plan_to_json(plan),
-            "seed": self._terms.seed,
-            "secret": secret_text(),
-            "unsafe": self._terms.unsafe,
-        }
-
-    def _trees(self, plan: Plan) -> dict[str, dict[str, bytes]]:
-        names = {plan.variant, plan.rival, *(step.rival for step in plan.steps)}
-        return {one: dict(self._read(one).files) for one in sorted(names) if not is_baseline(one)}
 
     def _end(
         self, errand: _Errand, state: str, reason: str, running_s: float | None = None
     ) -> None:
-        """Write down how a job ended, and what it did cost."""
+        """Write down how a job ended."""
         errand.ended = True
-        if errand.job is None:
-            return
-        changes: dict[str, Any] = {"state": state, "reason": reason}
-        if running_s is not None:
-            usd = self._usd_per_hour / 60 * -(-running_s // 60)
-            changes["usd"] = usd
-            self._costs.end(
-                errand.job.id, outcome="ok" if state == DONE else state, usd=usd,
-                wall_s=running_s, gpu_s=running_s if self._flavor.gpu else 0.0,
-            )  # fmt: skip
-        self._jobs.change(errand.job.id, **changes)
-        errand.job = Job(**{**vars(errand.job), "state": state, "reason": reason})
+        if errand.job is not None:
+            errand.job = self._dispatch.end(errand.job, state, reason, running_s)
+
+
+def _whole(lines: Sequence[Line]) -> bool:
+    """Return whether a job told everything, and nothing of it was lost on the way."""
+    results = sum(isinstance(line, PairLine | ScoreLine | AuditLine) for line in lines)
+    return any(isinstance(line, EndLine) and line.count == results for line in lines[-1:])
 
 
 def _remote(errand: _Errand) -> str:

@@ -29,6 +29,11 @@ class InvalidOutputError(EngineError):
     """The engine broke the protocol (wrong count, garbage, NaN …): the verdict is *invalid*."""
 
 
+ENGINE_ERRORS: dict[str, type[EngineError]] = {  # by the names that they travel under
+    kind.__name__: kind for kind in (EngineFailedError, ExposedError, InvalidOutputError)
+}
+
+
 class WorkerLostError(Exception):
     """A place to measure went away in the middle; what it had not told is to be asked for again."""
 

@@ -1,8 +1,8 @@
 """Executors: where measurements run.
 
 `local` is this machine, with a worker for each of its GPUs; `ray` a Ray cluster. Each gives a bench
-whose evaluator is a pool of places. `hf-jobs` is another (`collab/jobs.py`): a machine that is
-rented for an experiment.
+whose evaluator is a pool of places. `hf-jobs` is opened by `collab/opening.py`: a machine that is
+rented for each experiment.
 """
 
 import functools

@@ -51,6 +51,18 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class BeginLine:
+    """The first line: what machine measures.
+
+    Attributes:
+        machine: its label.
+    """
+
+    machine: str
+    kind: Literal["begin"] = "begin"
+
+
+@dataclass(frozen=True)
 class PairLine:
     """One pair, void ones too."""
 
@@ -90,16 +102,14 @@ class EndLine:
     """All was told.
 
     Attributes:
-        count: lines before this one, so that a gap is seen.
-        machine: label of the machine that measured.
+        count: results before this one, so that a gap is seen.
     """
 
     count: int
-    machine: str = ""
     kind: Literal["end"] = "end"
 
 
-Line = PairLine | ScoreLine | AuditLine | FailureLine | EndLine
+Line = BeginLine | PairLine | ScoreLine | AuditLine | FailureLine | EndLine
 _LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])
 _PLAN = TypeAdapter(Plan)
 

@@ -3,8 +3,8 @@
     python -m slipstream.evaluation.rented ERRAND RESULTS
 
 ERRAND is a folder, read-only: `errand.json`, and the trees of its variants under `variants/`. Each
-result is printed as a line, for whoever follows the job's log, and written to RESULTS/results.jsonl
-as well, for whoever comes later. Nothing here knows a key.
+result is printed as a line, for whoever follows the job's log; RESULTS/results.jsonl is a copy that
+outlives the log. Nothing here knows a key.
 """
 
 import json
@@ -19,7 +19,7 @@ from .bench import open_bench
 from .challenge import Challenge
 from .errors import SlipstreamError
 from .hardware import detect_hardware
-from .plans import EndLine, FailureLine, Line, carry_out, plan_from_json, print_line
+from .plans import BeginLine, EndLine, FailureLine, Line, carry_out, plan_from_json, print_line
 
 RESULTS = "results.jsonl"
 
@@ -43,6 +43,7 @@ def run(errand: Path, results: Path) -> None:
             file.write(f"{print_line(line)}\n")
             file.flush()
 
+        tell(BeginLine(detect_hardware().label))
         opened = open_bench(
             challenge,
             store.path,
@@ -56,7 +57,7 @@ def run(errand: Path, results: Path) -> None:
             for line in carry_out(plan, bench.evaluator):
                 tell(line)
                 count += 1
-        tell(EndLine(count, detect_hardware().label))
+        tell(EndLine(count))
 
 
 def main() -> None:

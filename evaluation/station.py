@@ -21,14 +21,7 @@ from .audits import Audit
 from .baselines import is_baseline
 from .bench import Bench, open_bench
 from .challenge import Challenge
-from .errors import (
-    EngineError,
-    EngineFailedError,
-    ExposedError,
-    InvalidOutputError,
-    SlipstreamError,
-    WorkerLostError,
-)
+from .errors import ENGINE_ERRORS, EngineError, SlipstreamError, WorkerLostError
 from .evaluator import Evaluator
 from .gates import DocumentScore
 from .hardware import bandwidth_of
@@ -38,10 +31,6 @@ from .profiling import Profile
 from .prompts import Split
 from .protocol import KernelCase
 from .site import Site, look_around
-
-_ENGINE_ERRORS: dict[str, type[EngineError]] = {
-    kind.__name__: kind for kind in (EngineFailedError, ExposedError, InvalidOutputError)
-}
 
 
 @dataclass(frozen=True)
@@ -302,5 +291,5 @@ class FarEvaluator:
         if answer.error == "SlipstreamError":
             raise SlipstreamError(answer.reason)
         if answer.error:
-            raise _ENGINE_ERRORS[answer.error](answer.reason, answer.log)
+            raise ENGINE_ERRORS[answer.error](answer.reason, answer.log)
         return answer

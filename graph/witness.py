@@ -10,10 +10,8 @@ from typing import TypeVar
 
 from slipstream.evaluation.audits import Audit
 from slipstream.evaluation.errors import (
+    ENGINE_ERRORS,
     EngineError,
-    EngineFailedError,
-    ExposedError,
-    InvalidOutputError,
     OutOfTimeError,
     SlipstreamError,
 )
@@ -27,9 +25,6 @@ from slipstream.evaluation.protocol import KernelCase
 from slipstream.memory.cassette import Cassette
 
 _T = TypeVar("_T")
-_ERRORS: dict[str, type[EngineError]] = {
-    kind.__name__: kind for kind in (EngineFailedError, ExposedError, InvalidOutputError)
-}
 OUT_OF_TIME = "out of time"
 
 
@@ -177,4 +172,4 @@ class StandIn:
 
     def _raise(self, name: str) -> None:
         if told := self._tape.noted(name):
-            raise _ERRORS[told["kind"]](told["reason"], told["log"])
+            raise ENGINE_ERRORS[told["kind"]](told["reason"], told["log"])

@@ -23,6 +23,9 @@ from slipstream.collab.hub import Hub
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.challenge import Challenge, parse_challenge
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.gates import DocumentScore
+from slipstream.evaluation.plans import BeginLine, EndLine, ScoreLine
+from slipstream.evaluation.prompts import Split
 from slipstream.graph.opening import Agents
 from slipstream.graph.session import new_run, resume
 from slipstream.memory.costs import Costs
@@ -247,6 +250,25 @@ def test_an_engine_that_fails_there_gets_its_verdict_here(
     (tiny,) = [rung for rung in memory.rungs(race.id) if rung.rung == "tiny input"]
     assert tiny.outcome == "refused"
     assert len(hub.specs) == 1  # no machine was rented for what fails on a tiny input
+
+
+def test_a_job_on_another_gpu_than_the_flavor_has_is_refused(
+    hub: FakeHub, memory: Memory, plain: Challenge
+) -> None:
+    run = start(memory, plain, executor="hf-jobs:a10g-small")  # the fake's jobs run on this CPU
+    with pytest.raises(SlipstreamError, match=r"job \S+ runs on .*; a10g-small has NVIDIA A10G, "):
+        resume(run, memory, agents=agents({"fuse": "qkv"}))
+    assert not hub.running()
+    assert not memory.evidence(f"{run}-000").pairs
+
+
+def test_a_log_with_a_gap_is_not_whole() -> None:
+    score = ScoreLine(Split.PUBLIC, DocumentScore("d", 3, 1.0, 1.0, 0.0, 3))
+    begin = BeginLine("this")
+    assert rented._whole([begin, score, EndLine(1)])
+    assert not rented._whole([begin, EndLine(1)])
+    assert not rented._whole([begin, score])
+    assert not rented._whole([])
 
 
 def test_without_a_token_nothing_begins(

@@ -8,6 +8,7 @@ from places import Gated, Lossy, Tenants
 
 from slipstream.agents.offline_benchmarker import OfflineBenchmarker
 from slipstream.agents.offline_coder import OfflineCoder
+from slipstream.agents.roles import Briefing, Proposal
 from slipstream.evaluation.acceptance import Verdict
 from slipstream.evaluation.errors import SlipstreamError
 from slipstream.evaluation.home import data_dir
@@ -16,6 +17,19 @@ from slipstream.evaluation.pool import Pool
 from slipstream.graph.opening import Agents
 from slipstream.kernels.variants import VariantStore
 from slipstream.memory.records import REMATCH, Experiment, RunState
+
+
+class Opening(Fixed):
+    """Opens a gate once so many hypotheses were planned."""
+
+    def __init__(self, gate: threading.Event, after: int, *changes: dict[str, str]) -> None:
+        super().__init__(*changes)
+        self.gate, self.after = gate, after
+
+    def plan(self, briefing: Briefing, count: int) -> list[Proposal]:
+        if len(briefing.planned) >= self.after:
+            self.gate.set()
+        return super().plan(briefing, count)
 
 
 def races(loop: Loop, run: str) -> dict[str, Experiment]:
@@ -34,14 +48,13 @@ def test_a_slow_one_does_not_hold_the_others(loop: Loop) -> None:
     places = [Gated(read_tree(loop), value="int8", gate=gate) for _ in range(2)]
     loop.evaluator = Pool(places)  # type: ignore[assignment]
 
-    class Opening(Fixed):
-        def plan(self, briefing, count):  # type: ignore[no-untyped-def]
-            if len(briefing.planned) >= 3:
-                gate.set()
-            return super().plan(briefing, count)
-
     planner = Opening(
-        {"weights": "int8"}, {"weights": "int4-g64"}, {"weights": "int4-g32"}, {"fuse": "qkv"}
+        gate,
+        3,
+        {"weights": "int8"},
+        {"weights": "int4-g64"},
+        {"weights": "int4-g32"},
+        {"fuse": "qkv"},
     )
     run = loop.start(experiments=4)
     outcome = loop.drive(run, Agents(planner, OfflineCoder(), OfflineBenchmarker()))
@@ -59,13 +72,7 @@ def test_a_late_winner_counts_and_does_not_dethrone_a_faster_champion(loop: Loop
     places = [Gated(read_tree(loop), value="int8", gate=gate) for _ in range(2)]
     loop.evaluator = Pool(places)  # type: ignore[assignment]
 
-    class Opening(Fixed):
-        def plan(self, briefing, count):  # type: ignore[no-untyped-def]
-            if len(briefing.planned) == 2:
-                gate.set()
-            return super().plan(briefing, count)
-
-    planner = Opening({"weights": "int8"}, {"weights": "int4-g32"}, {"fuse": "qkv"})
+    planner = Opening(gate, 2, {"weights": "int8"}, {"weights": "int4-g32"}, {"fuse": "qkv"})
     run = loop.start(experiments=3)
     outcome = loop.drive(run, Agents(planner, OfflineCoder(), OfflineBenchmarker()))
     assert outcome.champion is not None
@@ -81,13 +88,7 @@ def test_a_late_winner_that_may_be_faster_races_the_champion(loop: Loop) -> None
     places = [Gated(read_tree(loop), value="int4-g32", gate=gate) for _ in range(2)]
     loop.evaluator = Pool(places)  # type: ignore[assignment]
 
-    class Opening(Fixed):
-        def plan(self, briefing, count):  # type: ignore[no-untyped-def]
-            if len(briefing.planned) == 2:
-                gate.set()
-            return super().plan(briefing, count)
-
-    planner = Opening({"weights": "int8"}, {"weights": "int4-g32"}, {"fuse": "qkv"})
+    planner = Opening(gate, 2, {"weights": "int8"}, {"weights": "int4-g32"}, {"fuse": "qkv"})
     run = loop.start(experiments=4)
     outcome = loop.drive(run, Agents(planner, OfflineCoder(), OfflineBenchmarker()))
     assert outcome.champion is not None

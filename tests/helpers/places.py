@@ -3,13 +3,18 @@
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from instant import InstantEvaluator
 
 from slipstream.evaluation.errors import WorkerLostError
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.station import Assignment
-from slipstream.kernels.variants import VariantStore
+from slipstream.kernels.levers import SEED_SETTINGS
+from slipstream.kernels.variants import Tree, VariantStore, seed_tree
+
+BASELINE = "transformers-fp32"
+HELPERS = str(Path(__file__).resolve().parent)  # on the PYTHONPATH of other processes
 
 
 class Lossy(InstantEvaluator):
@@ -81,3 +86,14 @@ class Waiting(InstantEvaluator):
 def make_waiting(assignment: Assignment, store: VariantStore) -> Waiting:
     """Open what a station measures with: to be sent to another process."""
     return Waiting(store.read)
+
+
+def broken(store: VariantStore) -> Tree:
+    """Add an engine that can't be imported."""
+    files = {
+        **seed_tree(SEED_SETTINGS).files,
+        "engine/__init__.py": b"raise RuntimeError('broken on purpose')\n",
+    }
+    tree = Tree(files)
+    store.add(tree)
+    return tree
