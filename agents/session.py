@@ -36,14 +36,12 @@ class Purse:
         Raises:
             OutOfMoneyError: the run has less left than that.
         """
-        with self.lock:
-            left = self.left
-            if left is not None and (cost.usd or 0.0) > left:
-                raise OutOfMoneyError(
-                    f"a call of {cost.model} may cost ${cost.usd or 0.0:.4f}, and of the budget of "
-                    f"${self.limit:.2f} ${max(left, 0.0):.4f} is left"
-                )
-            self.costs.begin(cost)
+        left = self.costs.begin_within(cost, self.limit)
+        if left is not None:
+            raise OutOfMoneyError(
+                f"a call of {cost.model} may cost ${cost.usd or 0.0:.4f}, and of the budget of "
+                f"${self.limit:.2f} ${left:.4f} is left"
+            )
 
 
 @dataclass

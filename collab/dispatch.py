@@ -4,15 +4,13 @@ What a job can cost at most is committed before it is submitted, and its row is 
 so whoever is killed in between finds out what became of it.
 """
 
-import math
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from slipstream.evaluation.baselines import is_baseline
 from slipstream.evaluation.challenge import Challenge
-from slipstream.evaluation.errors import OutOfMoneyError, SlipstreamError
+from slipstream.evaluation.errors import OutOfMoneyError, SlipstreamError, UnreachedError
 from slipstream.evaluation.plans import Plan, plan_to_json
 from slipstream.evaluation.secret import secret_text
 from slipstream.kernels.variants import Tree
@@ -73,7 +71,6 @@ class Dispatch:
             terms,
             say,
         )
-        self._money = threading.Lock()
 
     def find(self, plan: Plan) -> Job | None:
         """Return the job that an earlier session has begun for this experiment, if it did."""
@@ -81,7 +78,7 @@ class Dispatch:
         if job is None:
             return None
         remote = job.remote or self._hub.find(job.id)
-        if not remote:  # it was never submitted, or nobody knows: it counts, and another is begun
+        if not remote:  # it was never submitted; in the quota it counts
             self.end(job, FAILED, "never seen on the Hub", 0.0)
             return None
         self._say(f"job {remote} of {plan.experiment} goes on")
@@ -96,28 +93,32 @@ class Dispatch:
             QuotaError: no more jobs today.
         """
         terms, flavor = self._terms, self._flavor
-        if (had := self._jobs.count(plan.experiment)) >= MOST_JOBS:
-            reason = self._jobs.of_run(terms.run)[-1].reason
-            raise SlipstreamError(
-                f"{had} jobs of {plan.experiment} ended before they had told everything, the last "
-                f"with {reason!r}; their logs are at {self._hub.page}"
+        before = self._jobs.of_experiment(plan.experiment)
+        broken = [job for job in before if job.state == FAILED and job.remote]
+        if len(broken) >= MOST_JOBS:
+            reason = (
+                f"{len(broken)} jobs of {plan.experiment} ended before they had told everything, "
+                f"the last with {broken[-1].reason!r}; their logs are at {self._hub.page}"
             )
+            raise SlipstreamError(reason) if plan.rule is None else UnreachedError(reason)
         usd = flavor.usd(terms.timeout_s)
-        name = f"{plan.experiment}-{had}"
+        name = f"{plan.experiment}-{len(before)}"
         job = Job(name, terms.run, plan.experiment, self._hub.namespace, flavor.name, usd)
-        kept = usd if plan.rule is not None else 0.0  # for the champion's verification
-        with self._money:
-            left = math.inf if terms.usd is None else terms.usd - self._costs.usd(terms.run)
-            if usd + kept > left:
-                verification = f", ${kept:.2f} more are for the verification" if kept else ""
-                raise OutOfMoneyError(
-                    f"a job on {flavor.name} may cost ${usd:.2f}{verification}, and of the budget "
-                    f"of ${terms.usd:.2f} ${max(0.0, left):.2f} is left"
-                )
+        kept = 0.0 if plan.last else usd  # for the champion's verification
+        about = plan.experiment if plan.rule is not None else None
+        cost = Cost(name, terms.run, about, MEASURING, f"hf-jobs {flavor.name}", usd=usd)
+        left = self._costs.begin_within(cost, terms.usd, kept)
+        if left is not None:
+            verification = f", ${kept:.2f} more are for the verification" if kept else ""
+            raise OutOfMoneyError(
+                f"a job on {flavor.name} may cost ${usd:.2f}{verification}, and of the budget "
+                f"of ${terms.usd or 0.0:.2f} ${left:.2f} is left"
+            )
+        try:
             self._jobs.reserve(job, terms.per_day)
-            model = f"hf-jobs {flavor.name}"
-            about = plan.experiment if plan.rule is not None else None
-            self._costs.begin(Cost(name, terms.run, about, MEASURING, model, usd=usd))
+        except SlipstreamError:
+            self._costs.end(name, outcome="not submitted", usd=0.0)
+            raise
         try:
             self._hub.upload(name, errand_files(self._errand(plan), self._trees(plan)))
             remote = self._hub.submit(name, flavor.name, terms.timeout_s, self._challenge.model)

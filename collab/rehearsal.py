@@ -22,7 +22,8 @@ class Rehearsal:
     """What would happen.
 
     Attributes:
-        jobs: at most: one for the start, one for each experiment, one for the verification.
+        jobs: one for the start, one for each experiment, one for the verification; a noise test
+            that expires takes another, and so does a job that fails.
         minutes_per_job: of a whole experiment, at the ceiling's speed and at a quarter of it.
         levers: what each lever alone reads for a token, and the speed that it can't exceed there.
         job: the fields of a job as they would be posted.

@@ -48,6 +48,7 @@ from .flavors import Flavor
 from .hub import Hub
 
 ASK_EVERY_S = 10.0
+PATIENCE_S = 600.0  # with a Hub that doesn't answer
 
 
 @dataclass(eq=False)
@@ -65,6 +66,7 @@ class _Errand:
     ended: bool = False
     gone: bool = False
     asked_at: float = 0.0
+    heard_at: float = field(default_factory=time.monotonic)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -117,6 +119,8 @@ class RentedEvaluator:
         attempts: Mapping[int, int],
     ) -> Generator[Pair, None, None]:
         """Yield pairs of a stage as the job tells them."""
+        if stage is Stage.LOOK:
+            raise self._nobody_looks(variant)
         missing = set(attempts)
         for line in self._told(variant):
             if isinstance(line, PairLine) and line.value.stage is stage:
@@ -156,11 +160,15 @@ class RentedEvaluator:
 
     def profile(self, variant: str, bandwidth_gbps: float) -> Profile:  # noqa: ARG002
         """Fail: a machine is not rented for a look."""
-        raise EngineFailedError(f"{variant} is measured on {self._flavor.name}, where nobody looks")
+        raise self._nobody_looks(variant)
 
     def test_kernels(self, variant: str, kernels: Sequence[str]) -> Sequence[KernelCase]:  # noqa: ARG002
         """Fail, likewise."""
-        raise EngineFailedError(f"{variant} is measured on {self._flavor.name}, where nobody looks")
+        raise self._nobody_looks(variant)
+
+    def _nobody_looks(self, variant: str) -> EngineFailedError:
+        where = self._flavor.name
+        return EngineFailedError(f"{variant} is measured on {where}, where nobody looks")
 
     def release(self, variant: str) -> None:
         """Nothing is held."""
@@ -190,8 +198,10 @@ class RentedEvaluator:
             if running and number:
                 time.sleep(1.0)
             for errand in running:
-                with suppress(SlipstreamError), errand.lock:
-                    self._look(errand)
+                if errand.lock.acquire(blocking=False):  # or somebody is looking just now
+                    with suppress(SlipstreamError):
+                        self._look(errand)
+                    errand.lock.release()
 
     def _told(self, variant: str) -> Iterator[Line]:
         """Yield the results of a variant's job, waiting for those that are yet to come.
@@ -237,16 +247,23 @@ class RentedEvaluator:
 
     def _ask(self, errand: _Errand) -> None:
         """See what is new; the job is submitted if there is none."""
+        if errand.job is None:
+            self._settle()  # what has ended costs less than what was committed for it
+            found = self._dispatch.find(errand.plan)
+            errand.job = found or self._dispatch.submit(errand.plan)
+            self._begun.append(errand)
+        while (wait_s := errand.asked_at + ASK_EVERY_S - time.monotonic()) > 0:
+            self._check_stop()
+            time.sleep(min(wait_s, 0.2))
         with errand.lock:
-            if errand.job is None:
-                self._settle()  # what has ended costs less than what was committed for it
-                found = self._dispatch.find(errand.plan)
-                errand.job = found or self._dispatch.submit(errand.plan)
-                self._begun.append(errand)
-            while (wait_s := errand.asked_at + ASK_EVERY_S - time.monotonic()) > 0:
-                self._check_stop()
-                time.sleep(min(wait_s, 0.2))
-            self._look(errand)
+            try:
+                self._look(errand)
+            except SlipstreamError as error:  # a Hub that is away for a while cancels no job
+                if time.monotonic() - errand.heard_at > PATIENCE_S:
+                    raise
+                self._say(f"{error}; job {_remote(errand)} is asked again")
+            else:
+                errand.heard_at = time.monotonic()
 
     def _look(self, errand: _Errand) -> None:
         """Read what a job has told by now, and write down if it has ended."""

@@ -53,6 +53,7 @@ class Cause(StrEnum):
     EXPOSED = "exposed"  # changed source, and no sandbox to run it in
     BUDGET = "budget"
     CLAIMED = "claimed"  # somebody else is measuring the same tree
+    UNREACHED = "unreached"  # the machines that were to measure it ended before they had
     CODER = "coder"  # no variant came of the hypothesis: there is nothing to measure
     REFUSED = "refused"  # a person looked at the change and said no
     VETO = "veto"  # arithmetic says that it can't be faster: nothing was measured

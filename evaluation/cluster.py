@@ -43,9 +43,10 @@ def join(address: str) -> Any:
 
 
 def room(device: str, address: str = "") -> int:
-    """Return how many places a cluster has now: its GPUs, or its nodes where none is needed.
+    """Return how many places a cluster has: its GPUs, or its nodes where none is needed.
 
-    On a CPU a measurement takes all cores, so a node is one place.
+    On a CPU a measurement takes all cores, so a node is one place. Places that somebody else is at
+    are among them.
 
     Raises:
         SlipstreamError: there is no cluster, or no GPU in it.
@@ -61,10 +62,19 @@ def room(device: str, address: str = "") -> int:
 
 
 def look_at(device: str, address: str = "") -> Site:
-    """Return what machine one of the cluster's places is."""
+    """Return what machine one of the cluster's places is.
+
+    Raises:
+        SlipstreamError: there is no cluster, or no place is free.
+    """
     ray = join(address)
     task = ray.remote(look_around).options(**_resources(ray, device))
-    found: Site = ray.get(task.remote(device), timeout=_ROOM_TIMEOUT_S)
+    try:
+        found: Site = ray.get(task.remote(device), timeout=_ROOM_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        raise SlipstreamError(
+            f"executor ray: no place of the cluster was free within {_ROOM_TIMEOUT_S:.0f} s"
+        ) from error
     return found
 
 

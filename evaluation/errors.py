@@ -38,6 +38,10 @@ class WorkerLostError(Exception):
     """A place to measure went away in the middle; what it had not told is to be asked for again."""
 
 
+class UnreachedError(Exception):
+    """No machine lived long enough to measure it; its engine may be fine."""
+
+
 class OutOfTimeError(Exception):
     """The run's budget ended in the middle of an experiment; what was measured stays."""
 

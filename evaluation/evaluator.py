@@ -141,6 +141,7 @@ class LocalEvaluator:
         )
         self._fence = GpuFence() if challenge.device == "cuda" else None
         self._warm: OrderedDict[str, ChildEngine] = OrderedDict()
+        self._races: dict[str, str] = {}  # what each engine was a rival in last
 
     def prepare(self) -> None:
         """Make the reference's documents, so that no experiment pays for them."""
@@ -172,11 +173,15 @@ class LocalEvaluator:
         split = Split.HELD_OUT if held_out else Split.PUBLIC
         prompts = [prompt for prompt in self._timed_prompts if prompt.split is split]
         num_tokens = self._challenge.workload.num_tokens
-        plan = PairPlan(stage, prompts, self._seed, f"{variant}:{rival}", num_tokens)
+        race = f"{variant}:{rival}"
+        plan = PairPlan(stage, prompts, self._seed, race, num_tokens)
         if stage is Stage.CONFIRM:
             self.release(variant)
-        if stage in (Stage.SCREEN, Stage.CONFIRM, Stage.LOOK):
+        # With several experiments in flight another race may have come in between.
+        came_between = not is_baseline(rival) and self._races.get(rival, race) != race
+        if came_between or stage in (Stage.SCREEN, Stage.CONFIRM, Stage.LOOK):
             self.release(rival)
+        self._races[rival] = race
         twin = f"{rival}#twin" if variant == rival else rival
         for index, attempt in attempts.items():
             candidate, other = self._engine(variant), self._engine(twin)

@@ -16,7 +16,7 @@ from slipstream.kernels.variants import VariantStore
 from . import cluster, secret
 from .bench import Bench, open_bench
 from .challenge import Challenge
-from .errors import SlipstreamError
+from .errors import SlipstreamError, WorkerLostError
 from .hardware import detect_hardware, visible_gpus
 from .pool import Pool
 from .processes import ProcessLine
@@ -119,9 +119,12 @@ def far_places(lines: list[Callable[[], Line]], store: VariantStore) -> Iterator
     """
     with ExitStack() as stack:
         places = [FarEvaluator(connect, store.read) for connect in lines]
-        for place in places:
-            stack.callback(place.close)
-        sites = [place.site() for place in places]
+        pool = Pool(places)
+        stack.callback(pool.close)
+        try:
+            sites = [place.site() for place in places]
+        except WorkerLostError as error:
+            raise SlipstreamError(f"{len(lines)} places to measure: {error}") from error
         first = sites[0]
         for other in sites[1:]:
             if other.hardware.id != first.hardware.id:
@@ -131,7 +134,7 @@ def far_places(lines: list[Callable[[], Line]], store: VariantStore) -> Iterator
                 )
         shape, num_documents = places[0].bench()
         yield Bench(
-            Pool(places),
+            pool,
             shape,
             num_documents,
             site=first,

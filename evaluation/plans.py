@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from .acceptance import Evidence, Need, Rule, decide
 from .audits import Audit
@@ -39,6 +39,7 @@ class Plan:
         rule: decides what to measure, until there is a verdict; None if `steps` say it all.
         evidence: what is known before.
         num_documents: scored documents per split.
+        last: nothing is asked after it, so no money needs to be kept back.
     """
 
     experiment: str
@@ -48,6 +49,7 @@ class Plan:
     evidence: Evidence = field(default_factory=Evidence)
     steps: tuple[Step, ...] = ()
     num_documents: int = 0
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class AuditLine:
 
 @dataclass(frozen=True)
 class FailureLine:
-    """The engine failed twice in the same place; nothing comes after."""
+    """The engine failed twice in the same place; nothing but the end comes after."""
 
     error: str
     reason: str
@@ -130,9 +132,14 @@ def print_line(line: Line) -> str:
 
 
 def read_line(text: str) -> Line | None:
-    """Return the result in a line of text; None if it is some other output."""
+    """Return the result in a line of text; None if it is some other output, or was cut off."""
     text = text.strip()
-    return _LINE.validate_json(text.removeprefix(_MARK)) if text.startswith(_MARK) else None
+    if not text.startswith(_MARK):
+        return None
+    try:
+        return _LINE.validate_json(text.removeprefix(_MARK))
+    except ValidationError:  # whoever counts sees the gap
+        return None
 
 
 def carry_out(plan: Plan, evaluator: Evaluator) -> Iterator[Line]:
@@ -156,7 +163,7 @@ def carry_out(plan: Plan, evaluator: Evaluator) -> Iterator[Line]:
                         raise
                     evaluator.release(plan.variant)
                     evaluator.release(step.rival)
-            if known is before:  # or the rule would ask for it for ever
+            if known is before and plan.rule is not None:  # it would ask for it for ever
                 yield FailureLine("SlipstreamError", f"nothing was measured for {step.need}")
                 return
     except EngineError as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from .audits import Audit
-from .errors import EngineError, SlipstreamError, WorkerLostError
+from .errors import WorkerLostError
 from .evaluator import Evaluator
 from .gates import DocumentScore
 from .pairs import Pair, Stage
@@ -121,14 +121,16 @@ class Pool:
             place = (warm or self._idle)[0]
             self._idle.remove(place)
         place.variant = variant
+        lost = False
         try:
             yield place.evaluator
         except WorkerLostError:
+            lost = True
             self._lost.add(place)
             threading.Thread(target=self._revive, args=[place], daemon=True).start()
             raise
         finally:
-            if place not in self._lost:
+            if not lost:
                 self._give_back(place)
 
     def _revive(self, place: _Place) -> None:
@@ -136,13 +138,16 @@ class Pool:
         while not self._closed.is_set():
             try:
                 place.evaluator.prepare()
-                place.released.clear()
-                self._lost.discard(place)
-                self._give_back(place)
-            except (EngineError, SlipstreamError, WorkerLostError):
+            except Exception:  # whatever is wrong there: a place is never given up
                 self._closed.wait(_ASK_AGAIN_S)
-            else:
+                continue
+            if self._closed.is_set():
+                place.evaluator.close()
                 return
+            place.released.clear()
+            self._lost.discard(place)
+            self._give_back(place)
+            return
 
     def _take_idle(self) -> list[_Place]:
         with self._changed:

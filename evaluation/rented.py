@@ -56,7 +56,7 @@ def run(errand: Path, results: Path) -> None:
             bench.evaluator.prepare()
             for line in carry_out(plan, bench.evaluator):
                 tell(line)
-                count += 1
+                count += not isinstance(line, FailureLine)
         tell(EndLine(count))
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from slipstream.kernels.variants import MANIFEST
 
+from .home import data_dir
 from .syscalls import seccomp_program
 
 _HERE = Path(__file__).resolve().parent
@@ -136,7 +137,7 @@ class Sandbox:
             elif Path(name).exists():
                 arguments += ["--ro-bind", name, name]
         arguments += ["--size", size, "--tmpfs", "/tmp"]  # before what may lie in it
-        for path in _python_folders():
+        for path in (*_python_folders(), *(_toolkit_folders() if self._gpu else ())):
             arguments += ["--ro-bind", str(path), str(path)]
         for path in _own_packages():  # prompts are in there
             arguments += ["--tmpfs", str(path), "--remount-ro", str(path)]
@@ -144,8 +145,6 @@ class Sandbox:
         if self._gpu:
             for device in sorted(Path("/dev").glob("nvidia*")):
                 arguments += ["--dev-bind", str(device), str(device)]
-            for toolkit in _toolkit_folders():
-                arguments += ["--ro-bind", toolkit, toolkit]
         arguments += ["--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
         for name in (*_TOPOLOGY, *(_GPU_FILES if self._gpu else ())):
             arguments += ["--ro-bind-try", name, name]
@@ -281,13 +280,23 @@ def _python_folders() -> list[Path]:
     return found
 
 
-def _toolkit_folders() -> list[str]:
-    """Return where the CUDA toolkit lies, if it isn't in /usr: as it is named, and really."""
+def _toolkit_folders() -> list[Path]:
+    """Return where the CUDA toolkit lies, if it isn't in /usr: as it is named, and really.
+
+    A folder that holds more than a toolkit is not shown, nor one that is shown anyway.
+    """
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return []
-    roots = {Path(nvcc).parent.parent, Path(nvcc).resolve().parent.parent}
-    return [str(root) for root in sorted(roots) if not root.is_relative_to("/usr")]
+    shown = [Path("/usr"), *_python_folders()]
+    hidden = [data_dir().resolve(), Path.home().resolve(), _HERE.resolve()]
+    return [
+        root
+        for root in sorted({Path(nvcc).parent.parent, Path(nvcc).resolve().parent.parent})
+        if (root / "nvvm").is_dir()
+        and not any(root.is_relative_to(path) for path in shown)
+        and not any(path.is_relative_to(root.resolve()) for path in hidden)
+    ]
 
 
 def _own_packages() -> list[Path]:

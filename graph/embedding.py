@@ -91,11 +91,10 @@ def benchmarker_node(context: LoopContext) -> Node:
 
 
 def _judge(hypothesis: str, variant: str, context: LoopContext) -> Judgement:
-    return (
-        inspect_variant(hypothesis, variant, context)
-        or measure_variant(hypothesis, context)
-        or judge_variant(hypothesis, context)
-    )
+    judgement = inspect_variant(hypothesis, variant, context)
+    while judgement is None:
+        judgement = measure_variant(hypothesis, context) or judge_variant(hypothesis, context)
+    return judgement
 
 
 def _field(state: Any, name: str) -> Any:

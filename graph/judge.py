@@ -16,15 +16,19 @@ def judge(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
     judgements = dict(state.judgements)
     for hypothesis in state.hypotheses:
         if hypothesis not in judgements and hypothesis in state.measured:
-            judgements[hypothesis] = judge_variant(hypothesis, context)
+            if judgement := judge_variant(hypothesis, context):
+                judgements[hypothesis] = judgement
+            else:
+                context.say("judge", f"{hypothesis}: the noise floor has changed: more is needed")
         if judged := judgements.get(hypothesis):
             context.say("judge", f"{hypothesis}: {judged.verdict.upper()}, {judged.reason}")
     return {"judgements": judgements}
 
 
-def judge_variant(hypothesis: str, context: LoopContext) -> Judgement:
-    """Return the rule's verdict on a measured experiment."""
+def judge_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
+    """Return the rule's verdict on a measured experiment.
+
+    None if it needs more than it did when it was measured: it stays in flight, and gets that.
+    """
     decision = decide(context.memory.evidence(hypothesis), context.rule())
-    if not isinstance(decision, Judgement):
-        raise RuntimeError(f"experiment {hypothesis} still needs {decision}")
-    return decision
+    return decision if isinstance(decision, Judgement) else None

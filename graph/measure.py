@@ -24,6 +24,7 @@ from slipstream.evaluation.errors import (
     InvalidOutputError,
     OutOfMoneyError,
     OutOfTimeError,
+    UnreachedError,
 )
 from slipstream.evaluation.plans import Plan
 from slipstream.memory.records import Experiment
@@ -34,7 +35,7 @@ from .inspection import known_judgement
 from .ladder import Climb
 from .measuring import meet, metered, reserve_s
 from .state import LoopState
-from .witness import OUT_OF_TIME
+from .witness import UNMEASURED
 
 
 def measure(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
@@ -50,9 +51,12 @@ def measure(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
 
 def _landed(state: LoopState, context: LoopContext) -> dict[str, Judgement | None]:
     """Let all fly that have no judgement; return what has landed, at least one if any flies."""
-    crew = context.crew
+    crew, flying = context.crew, set[str]()
     for name in state.in_flight:
-        crew.start(name, partial(measure_variant, name, context))
+        # Of two that made the same tree the second waits for the verdict on the first.
+        if (tree := _open(name, context).variant) not in flying:
+            crew.start(name, partial(measure_variant, name, context))
+        flying.add(tree)
 
     def look() -> list[str]:
         # What needs no measuring is not kept waiting.
@@ -63,18 +67,31 @@ def _landed(state: LoopState, context: LoopContext) -> dict[str, Judgement | Non
     return crew.results([name for name in names if name in state.in_flight])
 
 
-def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
-    """Measure one experiment; return a judgement only if measuring could not be finished."""
+def _open(hypothesis: str, context: LoopContext) -> Experiment:
     experiment = context.memory.experiment(hypothesis)
     if experiment is None:
         raise RuntimeError(f"experiment {hypothesis} was never opened")
+    return experiment
+
+
+def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
+    """Measure one experiment; return a judgement only if measuring could not be finished."""
+    experiment = _open(hypothesis, context)
+    climb = Climb(context, experiment)
+    decided, early = _measured(experiment, climb, context)
+    climb.ends(decided)
+    return decided if early else None
+
+
+def _measured(experiment: Experiment, climb: Climb, context: LoopContext) -> tuple[Judgement, bool]:
+    """Measure one experiment; return the judgement that ended it, and whether that was early."""
+    hypothesis = experiment.id
     rule, keep_s = context.rule(), reserve_s(context, experiment.rival)
     try:
         context.claims.hold(context.key_of(experiment.variant))
         # Whoever had the claim until now may have come to a verdict on the same tree.
         if known := known_judgement(experiment.variant, hypothesis, context):
-            return known
-        climb = Climb(context, experiment)
+            return known, True
         with metered(context, hypothesis):
             while isinstance(
                 decided := decide(evidence := context.memory.evidence(hypothesis), rule), Need
@@ -82,18 +99,17 @@ def measure_variant(hypothesis: str, context: LoopContext) -> Judgement | None:
                 context.evaluator.expect(plan_of(experiment, rule, evidence))
                 with climb.step(decided):
                     meet(context, experiment, decided, keep_s)
-        climb.ends(decided)
-    except OutOfMoneyError as error:
-        return Judgement(Verdict.INCONCLUSIVE, Cause.BUDGET, str(error))
-    except OutOfTimeError:
-        context.tape.note(f"{OUT_OF_TIME} {experiment.variant}", True)
-        reason = "the run's time ended before it was decided"
-        return Judgement(Verdict.INCONCLUSIVE, Cause.BUDGET, reason)
+    except (OutOfMoneyError, OutOfTimeError, UnreachedError) as error:
+        told = {"kind": type(error).__name__, "reason": str(error)}
+        context.tape.note(f"{UNMEASURED} {experiment.variant}", told)
+        cause = Cause.UNREACHED if isinstance(error, UnreachedError) else Cause.BUDGET
+        return Judgement(Verdict.INCONCLUSIVE, cause, str(error)), True
     except ClaimedError as error:
-        return Judgement(Verdict.INCONCLUSIVE, Cause.CLAIMED, f"{experiment.variant}: {error}")
+        reason = f"{experiment.variant}: {error}"
+        return Judgement(Verdict.INCONCLUSIVE, Cause.CLAIMED, reason), True
     except EngineError as error:
-        return judgement_of(error, context)
-    return None
+        return judgement_of(error, context), True
+    return decided, False
 
 
 def plan_of(experiment: Experiment, rule: Rule, evidence: Evidence) -> Plan:

@@ -41,7 +41,7 @@ def meet(context: LoopContext, experiment: Experiment, need: Need, keep_s: float
 
     def check_time() -> None:
         if context.budget.left_s < keep_s:
-            raise OutOfTimeError
+            raise OutOfTimeError("the run's time ended before it was decided")
 
     check_time()
     if need.stage is not None:

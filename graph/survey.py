@@ -78,12 +78,9 @@ def starting_champion(context: LoopContext) -> str:
         number = "000" if champion == context.seed_variant else "000-inherited"
         calibrate(context, champion, _start_plan(context, number, champion, noise=True))
         with metered(context, None):
+            _measure_start(context, "000", context.seed_variant)
             if champion != context.seed_variant:
-                seed = context.seed_variant
-                context.evaluator.expect(_start_plan(context, "000", seed, noise=False))
-            _measure_start(context, _begin(context, "000", context.seed_variant))
-            if champion != context.seed_variant:
-                _measure_start(context, _begin(context, number, champion))
+                _measure_start(context, number, champion)
     except EngineError as error:
         raise SlipstreamError(
             f"the starting engine doesn't run here: {error}; `slipstream doctor` may say why"
@@ -144,6 +141,7 @@ def _start_plan(context: LoopContext, number: str, variant: str, *, noise: bool)
         f"{context.run}-{number}",
         variant,
         baseline,
+        evidence=context.memory.evidence(f"{context.run}-{number}"),
         steps=tuple(Step(rival, need) for rival, need in needs),
         num_documents=context.num_documents,
     )
@@ -162,8 +160,10 @@ def _begin(context: LoopContext, number: str, variant: str) -> Experiment:
     return experiment
 
 
-def _measure_start(context: LoopContext, experiment: Experiment) -> None:
-    rule = context.rule()
+def _measure_start(context: LoopContext, number: str, variant: str) -> None:
+    experiment, rule = _begin(context, number, variant), context.rule()
+    # A noise test that still holds was not asked for again, nor what would have come with it.
+    context.evaluator.expect(_start_plan(context, number, variant, noise=False))
     measure_pairs(
         context, experiment, experiment.rival, Stage.BASELINE, rule.num_pairs(Stage.BASELINE)
     )

@@ -4,10 +4,12 @@ Gains that were measured one by one and multiplied drift; this is the number tha
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from langgraph.runtime import Runtime
 
+from slipstream.evaluation.errors import OutOfMoneyError, SlipstreamError, UnreachedError
 from slipstream.evaluation.pairs import Stage
 from slipstream.memory.records import Experiment, RunState
 
@@ -31,9 +33,15 @@ def verify(state: LoopState, runtime: Runtime[LoopContext]) -> dict[str, Any]:
         )
         context.memory.add_experiment(experiment)
         num_pairs = context.rule().num_pairs(Stage.CONFIRM)
-        context.evaluator.expect(against_baseline(experiment, num_pairs))
-        with metered(context, None):
-            measure_pairs(context, experiment, experiment.rival, Stage.BASELINE, num_pairs)
+        context.evaluator.expect(replace(against_baseline(experiment, num_pairs), last=True))
+        try:
+            with metered(context, None):
+                measure_pairs(context, experiment, experiment.rival, Stage.BASELINE, num_pairs)
+        except (OutOfMoneyError, UnreachedError) as error:
+            raise SlipstreamError(
+                f"champion {state.champion} is not verified: {error}; `slipstream resume "
+                f"{state.run}` tries again, with more dollars if `--usd` says so"
+            ) from error
         record_against_baseline(context, experiment)
     context.memory.update_run(state.run, state=RunState.FINISHED, spent_s=context.budget.spent_s)
     return {"done": True}

@@ -12,8 +12,10 @@ from slipstream.evaluation.audits import Audit
 from slipstream.evaluation.errors import (
     ENGINE_ERRORS,
     EngineError,
+    OutOfMoneyError,
     OutOfTimeError,
     SlipstreamError,
+    UnreachedError,
 )
 from slipstream.evaluation.evaluator import Evaluator
 from slipstream.evaluation.gates import DocumentScore
@@ -25,7 +27,10 @@ from slipstream.evaluation.protocol import KernelCase
 from slipstream.memory.cassette import Cassette
 
 _T = TypeVar("_T")
-OUT_OF_TIME = "out of time"
+UNMEASURED = "unmeasured"  # what ended an experiment's measuring, if not the engine
+_ENDINGS: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (OutOfTimeError, OutOfMoneyError, UnreachedError)
+}
 
 
 class Witness:
@@ -162,8 +167,8 @@ class StandIn:
         """Nothing is held."""
 
     def _end(self, variant: str) -> Generator[_T, None, None]:
-        if self._tape.noted(f"{OUT_OF_TIME} {variant}"):
-            raise OutOfTimeError
+        if told := self._tape.noted(f"{UNMEASURED} {variant}"):
+            raise _ENDINGS[told["kind"]](told["reason"])
         self._raise(f"measure {variant}")
         raise SlipstreamError(
             f"replay: the recording ends while {variant} is measured; there it was interrupted"

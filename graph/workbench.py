@@ -81,6 +81,8 @@ class LoopBench:
         context = self.context
         if tree.serves:
             return "a server has no kernels to test here: use run and check"
+        if context.rented:
+            return "not tested: measurements are jobs elsewhere; what counts is measured there"
         if trouble := self._run(tree):
             return f"it doesn't run:\n{quote(trouble, 'the engine', _LOG_SHOWN)}"
         kernels = () if kernel == "all" else (kernel,)
@@ -97,6 +99,8 @@ class LoopBench:
         context = self.context
         if not context.num_documents:
             return "this challenge doesn't judge quality: there is nothing to compare with"
+        if context.rented:
+            return "not checked: measurements are jobs elsewhere; what counts is measured there"
         if trouble := self._run(tree):
             return f"it doesn't run:\n{quote(trouble, 'the engine', _LOG_SHOWN)}"
         scores: list[DocumentScore] = []

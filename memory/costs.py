@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, func, select, update
 
 from slipstream.evaluation.acceptance import Cause
 from slipstream.evaluation.redaction import redact_all
@@ -104,6 +104,34 @@ class Costs:
         row = redact_all(asdict(replace(cost, started_at=cost.started_at or time.time())))
         statement = insert_or_ignore(self._database.dialect, _COSTS)
         self._database.write(lambda connection: connection.execute(statement, row))
+
+    def begin_within(self, cost: Cost, limit: float | None, keep: float = 0.0) -> float | None:
+        """Write down that something begins, if its run has the dollars for it.
+
+        Whoever else spends from the same budget, here or in another process, is seen.
+
+        Args:
+            limit: dollars of the whole run; None for no limit.
+            keep: dollars that must stay.
+
+        Returns:
+            None if it has begun; else the dollars that are left.
+        """
+        row = redact_all(asdict(replace(cost, started_at=cost.started_at or time.time())))
+        others = select(func.sum(_COSTS.c.usd)).where(
+            _COSTS.c.run == cost.run, _COSTS.c.id != cost.id
+        )
+
+        def work(connection: Connection) -> float | None:
+            self._database.lock(connection, f"costs of {cost.run}")
+            connection.execute(insert_or_ignore(self._database.dialect, _COSTS), row)
+            left = math.inf if limit is None else limit - float(connection.scalar(others) or 0.0)
+            if (cost.usd or 0.0) + keep <= left:
+                return None
+            connection.execute(_COSTS.delete().where(_COSTS.c.id == cost.id))
+            return max(0.0, left)
+
+        return self._database.write(work)
 
     def end(self, name: str, **found: Any) -> None:
         """Write down what it did cost: outcome, tokens, usd, wall_s."""

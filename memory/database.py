@@ -7,11 +7,12 @@ happened can't be known, only tried again.
 
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Float, create_engine, event, literal_column
+from sqlalchemy import ColumnElement, Connection, Float, create_engine, event, literal_column, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -114,6 +115,15 @@ class Database:
             SlipstreamError: the database refuses, or stays away for half a minute.
         """
         return self._persist(lambda: self._writing(work))
+
+    def lock(self, connection: Connection, what: str) -> None:
+        """Let no other transaction that asks for the same lock go on before this one has ended.
+
+        In SQLite there is one writer at a time anyway, once it has begun to write.
+        """
+        if self.dialect == "postgresql":
+            number = zlib.crc32(what.encode())
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({number})"))
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:

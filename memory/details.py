@@ -5,6 +5,7 @@ from typing import Any
 
 from slipstream.evaluation.errors import SlipstreamError
 
+from .jobs import Jobs
 from .store import Memory
 
 
@@ -23,6 +24,9 @@ def look_up(memory: Memory, item: str) -> dict[str, Any]:
         details["pairs"] = [asdict(p) | {"log_ratio": p.log_ratio} for p in evidence.pairs]
         details["observations"] = [asdict(one) for one in memory.observations(item)]
         details["rungs"] = [asdict(rung) for rung in memory.rungs(item)]
+        for rung in details["rungs"]:
+            if rung["usd"] is not None:  # when it was climbed its jobs weren't settled yet
+                rung["usd"] = Jobs(memory.database).usd(item)
         details["audits"] = [asdict(audit) for audit in evidence.audits]
         details["scores"] = [
             {"split": split, **asdict(score)}

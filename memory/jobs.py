@@ -7,7 +7,7 @@ died before it knew the job's name, and what can't be read can't be submitted.
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy import Connection, func, select, update
 
 from slipstream.evaluation.errors import SlipstreamError
 
@@ -24,7 +24,6 @@ SUBMITTING, RUNNING, DONE, FAILED, CANCELLED = (
 OPEN = (SUBMITTING, RUNNING)
 DAY_S = 86_400.0
 _JOBS = TABLES["jobs"]
-_LOCK = 7358128
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ class Jobs:
         """
 
         def work(connection: Connection) -> float | None:
-            if connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
-                connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            self._database.lock(connection, "jobs")
             now = float(connection.scalar(select(self._database.now)) or 0.0)
             row = asdict(replace(job, submitted_at=now))
             connection.execute(insert_or_ignore(self._database.dialect, _JOBS), row)
@@ -116,7 +114,9 @@ class Jobs:
         query = select(func.sum(_JOBS.c.usd)).where(_JOBS.c.experiment == experiment)
         return float(self._database.read(lambda connection: connection.scalar(query)) or 0.0)
 
-    def count(self, experiment: str) -> int:
-        """Return how many jobs an experiment has had."""
-        query = select(func.count()).select_from(_JOBS).where(_JOBS.c.experiment == experiment)
-        return int(self._database.read(lambda connection: connection.scalar(query)) or 0)
+    def of_experiment(self, experiment: str) -> list[Job]:
+        """Return the jobs that an experiment has had, oldest first."""
+        query = select(_JOBS).where(_JOBS.c.experiment == experiment)
+        query = query.order_by(_JOBS.c.submitted_at, _JOBS.c.id)
+        rows = self._database.read(lambda connection: connection.execute(query).mappings().all())
+        return [Job(**row) for row in rows]

@@ -112,8 +112,8 @@ def print_rehearsal(found: "Rehearsal") -> None:
     """Print what a run would submit, and what that may cost."""
     out.print(
         f"{found.challenge} on {found.flavor} ({found.gpu or 'no GPU'}, reads {found.gbps:g} GB/s):"
-        f" at most {found.jobs} jobs, ${found.usd:.2f} (${found.usd_per_job:.2f} each), "
-        f"{found.hours:.1f} hours; {found.per_day} jobs a day"
+        f" {found.jobs} jobs, at most ${found.usd_per_job:.2f} each (${found.usd:.2f}) and "
+        f"{found.hours:.1f} hours, if none has to be repeated; {found.per_day} jobs a day"
     )
     low, high = found.minutes_per_job
     out.print(

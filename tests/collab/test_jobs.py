@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_hub import TOKEN, FakeHub, upload_session
+from instant import InstantEvaluator
 from loops import Fixed
+from places import BASELINE
 from tiny_challenge import TINY
 
 from slipstream.agents.offline_benchmarker import OfflineBenchmarker
@@ -20,16 +23,30 @@ from slipstream.agents.offline_coder import OfflineCoder
 from slipstream.collab import rented
 from slipstream.collab.flavors import find_flavor
 from slipstream.collab.hub import Hub
-from slipstream.evaluation.acceptance import Cause, Verdict
+from slipstream.evaluation.acceptance import Cause, Evidence, Need, Verdict
 from slipstream.evaluation.challenge import Challenge, parse_challenge
 from slipstream.evaluation.errors import SlipstreamError
 from slipstream.evaluation.gates import DocumentScore
-from slipstream.evaluation.plans import BeginLine, EndLine, ScoreLine
+from slipstream.evaluation.home import data_dir
+from slipstream.evaluation.pairs import Stage
+from slipstream.evaluation.plans import (
+    BeginLine,
+    EndLine,
+    PairLine,
+    Plan,
+    ScoreLine,
+    Step,
+    carry_out,
+    print_line,
+    read_line,
+)
 from slipstream.evaluation.prompts import Split
 from slipstream.graph.opening import Agents
 from slipstream.graph.session import new_run, resume
+from slipstream.kernels.levers import SEED_SETTINGS
+from slipstream.kernels.variants import VariantStore, seed_tree
 from slipstream.memory.costs import Costs
-from slipstream.memory.jobs import DONE, RUNNING, Job, Jobs, QuotaError
+from slipstream.memory.jobs import CANCELLED, DONE, RUNNING, Job, Jobs, QuotaError
 from slipstream.memory.records import RunState
 from slipstream.memory.store import Memory, open_memory
 
@@ -212,7 +229,10 @@ def test_no_job_is_submitted_that_the_budget_does_not_cover(
     hub: FakeHub, memory: Memory, plain: Challenge
 ) -> None:
     run = start(memory, plain, usd=0.005, executor="hf-jobs:a10g-small")
-    with pytest.raises(SlipstreamError, match=r"a job on a10g-small may cost \$0\.33, and of the"):
+    told = (
+        r"a job on a10g-small may cost \$0\.33, \$0\.33 more are for the verification, and of the"
+    )
+    with pytest.raises(SlipstreamError, match=told):
         resume(run, memory, agents=agents({"fuse": "qkv"}))
     assert not hub.specs
 
@@ -250,6 +270,47 @@ def test_an_engine_that_fails_there_gets_its_verdict_here(
     (tiny,) = [rung for rung in memory.rungs(race.id) if rung.rung == "tiny input"]
     assert tiny.outcome == "refused"
     assert len(hub.specs) == 1  # no machine was rented for what fails on a tiny input
+
+
+def test_a_hub_that_is_away_for_a_while_costs_no_job(
+    hub: FakeHub, memory: Memory, plain: Challenge
+) -> None:
+    """Jobs that were cancelled don't count against the experiment either."""
+    run = start(memory, plain)
+    jobs = Jobs(memory.database)
+    for number in range(3):
+        name = f"{run}-000-{number}"
+        jobs.reserve(Job(name, run, f"{run}-000", "ada", "cpu-basic", 0.1, f"r{number}"), 20)
+        jobs.change(name, state=CANCELLED, usd=0.0)
+    hub.fail["/api/jobs/ada/job"] = [503, 503]
+    told: list[str] = []
+    outcome = resume(
+        run, memory, agents=agents({"fuse": "qkv"}), emit=lambda event: told.append(event.text)
+    )
+    assert outcome.run.state is RunState.FINISHED
+    assert sum("answers 503" in text and "is asked again" in text for text in told) == 2
+    assert {job.state for job in jobs.of_run(run)} == {CANCELLED, DONE}
+
+
+def test_a_line_that_was_cut_off_is_no_result() -> None:
+    whole = print_line(EndLine(3))
+    assert read_line(whole) == EndLine(3)
+    assert read_line(whole[:-2]) is None
+
+
+def test_a_plan_whose_first_steps_are_done_goes_on_with_the_rest(memory: Memory) -> None:
+    """As after a job that ended in the middle of a run's start."""
+    store = VariantStore(data_dir() / "variants")
+    seed = seed_tree(SEED_SETTINGS)
+    store.add(seed)
+    evaluator = InstantEvaluator(store.read)
+    noise, baseline = (Need(stage=s, count=2) for s in (Stage.NOISE, Stage.BASELINE))
+    plan = Plan("x", seed.id, BASELINE, steps=(Step(seed.id, noise), Step(BASELINE, baseline)))
+    lines = list(carry_out(plan, evaluator))
+    known = Evidence(tuple(one.value for one in lines[:2] if isinstance(one, PairLine)))
+    again = list(carry_out(replace(plan, evidence=known), evaluator))
+    assert [one.value.stage for one in again if isinstance(one, PairLine)] == [Stage.BASELINE] * 2
+    assert len(again) == 2
 
 
 def test_a_job_on_another_gpu_than_the_flavor_has_is_refused(

@@ -352,6 +352,7 @@ def test_engines_on_a_gpu_find_the_compiler_of_its_kernels(
     """Wherever the CUDA toolkit is installed; without a GPU nobody looks for it."""
     compiler = tmp_path / "cuda" / "bin" / "nvcc"
     compiler.parent.mkdir(parents=True)
+    (tmp_path / "cuda" / "nvvm").mkdir()
     compiler.write_text("#!/bin/sh\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("PATH", f"{compiler.parent}:/usr/bin")
@@ -361,3 +362,27 @@ def test_engines_on_a_gpu_find_the_compiler_of_its_kernels(
     assert str(tmp_path / "cuda") in launch.command
     launch = Sandbox().launch(tmp_path, tmp_path, (0, 1, 2), Limits())
     assert str(tmp_path / "cuda") not in launch.command
+
+
+def toolkit(root: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool = True) -> list[Path]:
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "nvcc").touch()
+    if whole:
+        (root / "nvvm").mkdir()
+    monkeypatch.setattr(sandbox.shutil, "which", lambda _: str(root / "bin" / "nvcc"))
+    return sandbox._toolkit_folders()
+
+
+def test_a_cuda_toolkit_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert toolkit(tmp_path / "cuda", monkeypatch) == [tmp_path / "cuda"]
+
+
+def test_what_only_has_a_compiler_in_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not toolkit(tmp_path / ".local", monkeypatch, whole=False)
+
+
+def test_what_holds_the_secret_too_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIPSTREAM_HOME", str(tmp_path / "cuda" / "share" / "slipstream"))
+    assert not toolkit(tmp_path / "cuda", monkeypatch)

@@ -9,11 +9,12 @@ from places import Gated, Lossy, Tenants
 from slipstream.agents.offline_benchmarker import OfflineBenchmarker
 from slipstream.agents.offline_coder import OfflineCoder
 from slipstream.agents.roles import Briefing, Proposal
-from slipstream.evaluation.acceptance import Verdict
+from slipstream.evaluation.acceptance import Need, Verdict
 from slipstream.evaluation.errors import SlipstreamError
 from slipstream.evaluation.home import data_dir
 from slipstream.evaluation.pairs import Stage
 from slipstream.evaluation.pool import Pool
+from slipstream.graph import judge as judging
 from slipstream.graph.opening import Agents
 from slipstream.kernels.variants import VariantStore
 from slipstream.memory.records import REMATCH, Experiment, RunState
@@ -163,6 +164,38 @@ def test_an_interrupted_run_goes_on_with_what_was_in_flight(loop: Loop) -> None:
     for experiment in loop.memory.experiments(run=run):
         keys = [(p.stage, p.index) for p in loop.memory.evidence(experiment.id).pairs]
         assert len(keys) == len(set(keys))
+
+
+def test_a_noise_floor_that_changes_in_the_middle_buys_more_pairs(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was enough to tell by the old one may not be by the new one: it flies on."""
+    real, asked = judging.decide, []
+
+    def decide(evidence, rule):  # type: ignore[no-untyped-def]
+        asked.append(evidence)
+        more = Need(stage=Stage.TEST, count=len(evidence.counting(Stage.TEST)) + 1)
+        return more if len(asked) == 1 else real(evidence, rule)
+
+    monkeypatch.setattr(judging, "decide", decide)
+    run = loop.start(experiments=2, parallel=2)
+    planner = Fixed({"weights": "int8"}, {"weights": "int4-g32"})
+    outcome = loop.drive(run, Agents(planner, OfflineCoder(), OfflineBenchmarker()))
+    assert outcome.run.state is RunState.FINISHED
+    assert any("the noise floor has changed" in text for text in loop.texts("judge"))
+    assert all(e.verdict is Verdict.KEPT for e in races(loop, run).values())
+
+
+def test_two_that_made_the_same_tree_are_measured_once(loop: Loop) -> None:
+    places = [Tenants(read_tree(loop)) for _ in range(2)]
+    loop.evaluator = Pool(places)  # type: ignore[assignment]
+    run = loop.start(experiments=2, parallel=2)
+    planner = Fixed({"weights": "int8"}, {"weights": "int8"})
+    loop.drive(run, Agents(planner, OfflineCoder(), OfflineBenchmarker()))
+    found = [e for e in loop.memory.experiments(run=run) if e.hypothesis]
+    assert [e.verdict for e in found] == [Verdict.KEPT, Verdict.KEPT]
+    measured = [e for e in found if loop.memory.evidence(e.id).pairs]
+    assert len(measured) == 1
 
 
 def test_more_in_flight_than_the_budget_has_is_no_more_than_that(loop: Loop) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.evaluation.prompts import Split
 from slipstream.evaluation.statistics import Estimate
 from slipstream.memory import schema
+from slipstream.memory.costs import Cost, Costs
+from slipstream.memory.database import Database
 from slipstream.memory.records import Experiment, Finding, Hypothesis, RunState, Variant
 from slipstream.memory.store import Memory, open_memory
 
@@ -226,3 +229,24 @@ def test_opening_again_is_quick(tmp_path: Path) -> None:
     begun = time.perf_counter()
     open_memory(url).close()
     assert time.perf_counter() - begun < 0.5  # migrating takes longer: alembic isn't even imported
+
+
+def test_a_budget_is_one_for_all_who_spend_from_it(memory: Memory, url: str) -> None:
+    """Jobs and calls of models, from several processes: never more is begun than there is."""
+
+    def spend(number: int) -> bool:
+        database = Database(url)
+        try:
+            cost = Cost(f"c{number}", "r1", None, "planner", "m", usd=0.3)
+            return Costs(database).begin_within(cost, 1.0, keep=0.05) is None
+        finally:
+            database.close()
+
+    with ThreadPoolExecutor(8) as threads:
+        begun = list(threads.map(spend, range(8)))
+    assert begun.count(True) == 3
+    costs = Costs(memory.database)
+    assert costs.usd("r1") == pytest.approx(0.9)
+    again = Cost("c9", "r1", None, "planner", "m", usd=0.2)
+    assert costs.begin_within(again, 1.0) == pytest.approx(0.1)
+    assert costs.begin_within(again, None) is None
