@@ -16,6 +16,7 @@ from typing import Any
 
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.models import fetch_config
 from slipstream.kernels.variants import MANIFEST, Tree
 
 from .launch import visible
@@ -32,6 +33,7 @@ _NEEDS = (
     "uvloop",
 )
 _GPU_NEEDS = ("triton",)
+_MEDIA_NEEDS = ("numpy", "pillow", "scipy", "soundfile")  # for a model that sees and hears
 _PORT = 8000
 SUMS = "SHA256SUMS"
 
@@ -101,7 +103,10 @@ def make_manifest(tree: Tree, rules: Challenge) -> dict[str, Any]:
         own = json.loads(tree.files[MANIFEST])
         env = {**visible(rules.device), **own.get("env", {})}
         return {**own, "model_id": model_id, "served_model_name": rules.name, "env": env}
-    needs = (*_NEEDS, *(_GPU_NEEDS if rules.device == "cuda" else ()))
+    needs = [*_NEEDS, *(_GPU_NEEDS if rules.device == "cuda" else ())]
+    config = json.loads((fetch_config(rules.model) / "config.json").read_text())
+    if str(config["model_type"]).startswith("gemma4"):
+        needs += _MEDIA_NEEDS
     try:
         dependencies = [f"{package}=={_version(package)}" for package in needs]
     except metadata.PackageNotFoundError as error:

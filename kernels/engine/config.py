@@ -47,6 +47,7 @@ class ModelConfig:
         values_are_keys: whether a layer's key projection is its value projection, too.
         per_layer_size: size of the embedding that each layer gets of each token; 0 without.
         logit_cap: logits are squeezed between minus and plus this; None without.
+        pad_token: whose per-layer embedding stands in for that of what isn't a token.
     """
 
     family: str
@@ -67,6 +68,7 @@ class ModelConfig:
     values_are_keys: tuple[bool, ...]
     per_layer_size: int = 0
     logit_cap: float | None = None
+    pad_token: int = 0
 
     @property
     def intermediate_size(self) -> int:
@@ -135,6 +137,7 @@ def read_config(model_dir: Path) -> ModelConfig:
         values_are_keys=tuple(k_eq_v and kind == "full_attention" for kind in kinds),
         per_layer_size=raw.get("hidden_size_per_layer_input") or 0,
         logit_cap=raw.get("final_logit_softcapping"),
+        pad_token=raw.get("pad_token_id") or 0,
     )
 
 

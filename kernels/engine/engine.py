@@ -18,6 +18,7 @@ from .draft import PromptLookup
 from .levers import Levers, read_levers
 from .model import Model
 from .native import NativeModel
+from .sequence import SoftTokens
 
 
 class Engine:
@@ -27,11 +28,20 @@ class Engine:
         self.model = model
         self.vocab_size = model.config.vocab_size
 
-    def begin(self, prompt: list[int]) -> Tensor:
-        """Read the prompt and return the next token's logits [vocab_size], float32, on the CPU."""
+    @property
+    def takes_soft_tokens(self) -> bool:
+        """Whether a prompt may have embeddings in it: of images, of sounds."""
+        return isinstance(self.model, Model)
+
+    def begin(self, prompt: list[int], soft: SoftTokens | None = None) -> Tensor:
+        """Read the prompt and return the next token's logits [vocab_size], float32, on the CPU.
+
+        Args:
+            soft: embeddings instead of those of some of the prompt's tokens.
+        """
         self.model.reset()
         with torch.inference_mode():
-            return self.model(prompt)[0].float().cpu()
+            return self.model(prompt, soft=soft)[0].float().cpu()
 
     def reveal(self, token: int) -> Tensor:
         """Accept `token` as the next one and return the logits [vocab_size] after it, likewise."""
@@ -46,8 +56,13 @@ class Engine:
         """
         return [token for some in self.stream(prompt, num_tokens, num_tokens) for token in some]
 
-    def stream(self, prompt: list[int], num_tokens: int, at_once: int) -> Iterator[list[int]]:
+    def stream(
+        self, prompt: list[int], num_tokens: int, at_once: int, soft: SoftTokens | None = None
+    ) -> Iterator[list[int]]:
         """Yield the same tokens, the first one alone, then at most `at_once` at a time.
+
+        Args:
+            soft: embeddings instead of those of some of the prompt's tokens.
 
         Raises:
             ValueError: as `generate` does, before the first token.
@@ -60,9 +75,9 @@ class Engine:
             )
         self.model.reset()
         if self.model.levers.draft == "off":
-            yield from self._plain(prompt, num_tokens, at_once)
+            yield from self._plain(prompt, num_tokens, at_once, soft)
         else:
-            yield from self._drafted(prompt, num_tokens)
+            yield from self._drafted(prompt, num_tokens, soft)
 
     def profile(self, prompt: list[int], num_tokens: int) -> dict[str, float]:
         """Return seconds per decoded token, by component, of plain decoding after `prompt`.
@@ -79,8 +94,10 @@ class Engine:
         return {name: seconds / (num_tokens - 1) for name, seconds in times.items()}
 
     @torch.inference_mode()
-    def _plain(self, prompt: list[int], num_tokens: int, at_once: int) -> Iterator[list[int]]:
-        tokens = self.model.choose(prompt)
+    def _plain(
+        self, prompt: list[int], num_tokens: int, at_once: int, soft: SoftTokens | None
+    ) -> Iterator[list[int]]:
+        tokens = self.model.choose(prompt, soft=soft)
         yield tokens
         left = num_tokens - 1
         while left > 0:
@@ -89,11 +106,13 @@ class Engine:
             left -= len(tokens)
 
     @torch.inference_mode()
-    def _drafted(self, prompt: list[int], num_tokens: int) -> Iterator[list[int]]:
+    def _drafted(
+        self, prompt: list[int], num_tokens: int, soft: SoftTokens | None
+    ) -> Iterator[list[int]]:
         lookup = PromptLookup(self.model.levers.draft)
         for token in prompt:
             lookup.append(token)
-        (last,) = self.model.choose(prompt)
+        (last,) = self.model.choose(prompt, soft=soft)
         lookup.append(last)
         yield [last]
         left = num_tokens - 1

@@ -20,7 +20,7 @@ from .llama import LlamaLayer
 from .norm import make_norm
 from .per_layer import PerLayerInputs
 from .rope import RotaryTable
-from .sequence import check_tokens
+from .sequence import SoftTokens, check_tokens, put_soft
 
 AnyLayer = LlamaLayer | Gemma3Layer | Gemma4Layer
 _LAYERS: dict[str, type[AnyLayer]] = {
@@ -78,8 +78,13 @@ class Model:
             cache.truncate(length)
         self.length = length
 
-    def __call__(self, tokens: list[int], *, last_only: bool = True) -> Tensor:
+    def __call__(
+        self, tokens: list[int], *, last_only: bool = True, soft: SoftTokens | None = None
+    ) -> Tensor:
         """Append `tokens` and return the logits that follow.
+
+        Args:
+            soft: embeddings instead of those of some of the tokens.
 
         Returns:
             [1, vocab_size], or [len(tokens), vocab_size] when `last_only` is false.
@@ -87,10 +92,10 @@ class Model:
         Raises:
             ValueError: no tokens, an id outside the vocabulary, or more than `max_context`.
         """
-        rows = self.hidden(tokens)
+        rows = self.hidden(tokens, soft)
         return self.logits_of(rows[-1:] if last_only else rows)
 
-    def hidden(self, tokens: list[int]) -> Tensor:
+    def hidden(self, tokens: list[int], soft: SoftTokens | None = None) -> Tensor:
         """Append `tokens` and return the last layer's output for each, [len(tokens), hidden].
 
         Raises:
@@ -103,6 +108,10 @@ class Model:
         x = F.embedding(ids, self.embedding)
         if self.embedding_scale is not None:
             x = x * self.embedding_scale
+        if soft is not None:
+            x = put_soft(x, soft)
+            # What isn't a token has no row of its own in the table of per-layer embeddings.
+            ids[soft[0].to(ids.device)] = config.pad_token
         angles = {rope: table.at(self.length, count) for rope, table in self.tables.items()}
         extras = self._nothing
         if self.per_layer is not None:
@@ -133,13 +142,15 @@ class Model:
         cap = self.config.logit_cap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def choose(self, tokens: list[int], *, last_only: bool = True) -> list[int]:
+    def choose(
+        self, tokens: list[int], *, last_only: bool = True, soft: SoftTokens | None = None
+    ) -> list[int]:
         """Append `tokens` and return the likeliest next one, after the last or after each.
 
         Raises:
             ValueError: as calling the model does.
         """
-        chosen: list[int] = self(tokens, last_only=last_only).argmax(-1).tolist()
+        chosen: list[int] = self(tokens, last_only=last_only, soft=soft).argmax(-1).tolist()
         return chosen
 
     def decode(self, token: int, count: int) -> list[int]:

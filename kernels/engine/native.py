@@ -18,7 +18,7 @@ from .config import ModelConfig
 from .levers import Levers
 from .packing import MatrixSpec, Packed, pack
 from .rope import RotaryTable
-from .sequence import check_tokens
+from .sequence import SoftTokens, check_tokens
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 _NORMS = ("input_norm", "attention_norm", "query_norm", "key_norm", "mlp_norm", "output_norm")
@@ -120,7 +120,9 @@ class NativeModel:
         """Forget everything from position `length` on."""
         self.length = min(self.length, length)
 
-    def __call__(self, tokens: list[int], *, last_only: bool = True) -> Tensor:
+    def __call__(
+        self, tokens: list[int], *, last_only: bool = True, soft: SoftTokens | None = None
+    ) -> Tensor:
         """Append `tokens` and return the logits that follow.
 
         Returns:
@@ -129,16 +131,20 @@ class NativeModel:
         Raises:
             ValueError: no tokens, an id outside the vocabulary, or more than `max_context`.
         """
+        _check_soft(soft)
         logits = torch.empty(1 if last_only else len(tokens), self.config.vocab_size)
         self._forward(tokens, logits, last_only=last_only)
         return logits
 
-    def choose(self, tokens: list[int], *, last_only: bool = True) -> list[int]:
+    def choose(
+        self, tokens: list[int], *, last_only: bool = True, soft: SoftTokens | None = None
+    ) -> list[int]:
         """Append `tokens` and return the likeliest next one, after the last or after each.
 
         Raises:
             ValueError: as calling the model does.
         """
+        _check_soft(soft)
         return self._forward(tokens, None, last_only=last_only)
 
     def decode(self, token: int, count: int) -> list[int]:
@@ -239,6 +245,12 @@ def _check(config: ModelConfig, levers: Levers, device: torch.device) -> None:
     for name, size in sizes.items():
         if size % 32:
             raise ValueError(f"step=native needs a {name} of a multiple of 32, not {size}")
+
+
+def _check_soft(soft: SoftTokens | None) -> None:
+    """Refuse what no family that is decoded here was made for."""
+    if soft is not None:
+        raise ValueError("step=native takes no soft tokens: its families read text only")
 
 
 def native_functions() -> Any:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -14,9 +15,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Send
+from torch import Tensor
 
 from .answers import DONE, Piece, Writer, event, usage_of
-from .decoding import Decoder, Engine, Job, Step
+from .decoding import Decoder, Engine, Job, Soft, Step
 from .errors import (
     RequestError,
     answer_crash,
@@ -25,6 +27,8 @@ from .errors import (
     answer_wrong_fields,
 )  # fmt: skip
 from .fields import Chat, Completion, Sampling
+from .media import read_conversation
+from .senses import Perceived, Senses
 from .text import TextStream
 
 _GONE = 499  # as nginx has it: the client closed the connection
@@ -42,6 +46,7 @@ class Served:
         tokenizer: of transformers.
         max_context: tokens of a prompt and its answer together.
         ends: tokens that end an answer, unless `ignore_eos` says otherwise.
+        senses: what reads pictures and sounds, if the model does.
     """
 
     engine: Engine
@@ -49,6 +54,7 @@ class Served:
     name: str
     max_context: int
     ends: frozenset[int]
+    senses: Senses | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -87,7 +93,7 @@ def make_app(served: Served) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(asked: Chat, request: Request) -> Response:
-        return await service.answer(asked, [service.read_messages(asked)], request)
+        return await service.answer(asked, [await service.read_messages(asked)], request)
 
     return app
 
@@ -149,26 +155,59 @@ class _Service:
                 code="context_length_exceeded",
             )
 
-    def read_messages(self, asked: Chat) -> Job:
+    async def read_messages(self, asked: Chat) -> Job:
         self.check_name(asked.model)
-        self._check_length("".join(str(one.content) for one in asked.messages), "messages")
+        self._check_length("".join(one.text for one in asked.messages), "messages")
         if self._served.tokenizer.chat_template is None:
             raise RequestError(
                 "this model has no chat template: use /v1/completions", param="messages"
             )
-        turns = [{"role": one.role, "content": one.content} for one in asked.messages]
+        soft = None
         try:
-            tokens = self._served.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, return_dict=False
-            )
+            if media := [kind for one in asked.messages for kind in one.media]:
+                # Decoding takes a while, and others want to be answered.
+                perceived = await asyncio.to_thread(self._perceived, asked, media[0])
+                tokens, soft = perceived.tokens, partial(self._encoded_media, perceived)
+            else:
+                turns = [{"role": one.role, "content": one.text} for one in asked.messages]
+                tokens = self._served.tokenizer.apply_chat_template(
+                    turns, add_generation_prompt=True, return_dict=False
+                )
+        except RequestError:
+            raise
         except Exception as error:  # the model's template is a program: it may raise anything
             raise RequestError(f"messages: {error}", param="messages") from error
         left = self._served.max_context - len(tokens)
         count = asked.most_tokens if asked.most_tokens is not None else max(left, 1)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        return self._job(asked, tokens, count, logprobs)
+        return self._job(asked, tokens, count, logprobs, soft)
 
-    def _job(self, asked: Sampling, prompt: list[int], count: int, logprobs: int | None) -> Job:
+    def _perceived(self, asked: Chat, kind: str) -> Perceived:
+        senses, engine = self._served.senses, self._served.engine
+        if senses is None or not getattr(engine, "takes_soft_tokens", False):
+            whose = "model" if senses is None else "engine"
+            raise RequestError(
+                f"messages: part of type {kind!r}: this {whose} reads text only", param="messages"
+            )
+        if asked.prompt_logprobs is not None:
+            raise RequestError(
+                "prompt_logprobs: a prompt with pictures or sounds has none",
+                param="prompt_logprobs",
+            )
+        return senses.read(read_conversation(asked.messages))
+
+    def _encoded_media(self, perceived: Perceived) -> tuple[Tensor, Tensor]:
+        assert self._served.senses is not None
+        return self._served.senses.encode(perceived)
+
+    def _job(
+        self,
+        asked: Sampling,
+        prompt: list[int],
+        count: int,
+        logprobs: int | None,
+        soft: Soft | None = None,
+    ) -> Job:
         size, most = self._served.engine.vocab_size, self._served.max_context
         if not prompt:
             raise RequestError("prompt: no tokens", param="prompt")
@@ -194,6 +233,7 @@ class _Service:
             logprobs,
             asked.prompt_logprobs,
             all_tokens=asked.ignore_eos and not asked.stops,
+            soft=soft,
         )
 
     async def answer(self, asked: Sampling, jobs: list[Job], request: Request) -> Response:

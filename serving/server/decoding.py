@@ -6,7 +6,7 @@ no longer wants the answer is let go.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,6 +53,9 @@ class Step:
     of_prompt: bool = False
 
 
+Soft = Callable[[], tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class Job:
     """What one answer takes.
@@ -62,6 +65,8 @@ class Job:
             its own log-probability is.
         prompt_logprobs: the same for each token of the prompt.
         all_tokens: whether nothing ends the answer before `max_tokens`.
+        soft: makes the embeddings of what in the prompt is no text: their places, and they
+            themselves. It is called on the engine's thread, when it is this job's turn.
     """
 
     prompt: list[int]
@@ -73,6 +78,7 @@ class Job:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     all_tokens: bool = False
+    soft: Soft | None = None
 
     @property
     def needs_logits(self) -> bool:
@@ -128,12 +134,13 @@ class Decoder:
 
     def _steps(self, job: Job) -> Generator[list[Step]]:
         stream = getattr(self.engine, "stream", None)
+        soft = {} if job.soft is None else {"soft": job.soft()}
         if job.needs_logits or (stream is None and not job.all_tokens):
-            yield from self._with_logits(job)
+            yield from self._with_logits(job, soft)
         elif job.max_tokens and stream is not None:
             begun = time.perf_counter()
             at_once = min(max(round(TURN_S * self._tps), 1), _MOST_AT_ONCE)
-            for turn, tokens in enumerate(stream(job.prompt, job.max_tokens, at_once)):
+            for turn, tokens in enumerate(stream(job.prompt, job.max_tokens, at_once, **soft)):
                 if turn:  # the first one reads the prompt
                     self._tps = len(tokens) / (time.perf_counter() - begun)
                 yield [Step(token) for token in tokens]
@@ -141,9 +148,9 @@ class Decoder:
         elif job.max_tokens:
             yield [Step(token) for token in self.engine.generate(job.prompt, job.max_tokens)]
 
-    def _with_logits(self, job: Job) -> Iterator[list[Step]]:
+    def _with_logits(self, job: Job, soft: dict[str, Any]) -> Iterator[list[Step]]:
         if job.prompt_logprobs is None:
-            logits = self.engine.begin(job.prompt)
+            logits = self.engine.begin(job.prompt, **soft)
         else:
             logits = self.engine.begin(job.prompt[:1])
             told = [Step(job.prompt[0], of_prompt=True)]

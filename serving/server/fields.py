@@ -19,6 +19,7 @@ from pydantic import (
 MOST_LOGPROBS = 20
 Text = Annotated[str, Field(max_length=4_000_000)]
 Tokens = list[int]
+MEDIA = ("image_url", "input_audio", "audio_url")  # the last one is vLLM's
 
 
 def _one(count: int | None) -> int | None:
@@ -124,7 +125,7 @@ class Completion(Sampling):
 
 
 class Message(BaseModel):
-    """One turn of a conversation; content may come in parts, all of them text."""
+    """One turn of a conversation; content may come in parts: text, pictures, sounds."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -133,13 +134,35 @@ class Message(BaseModel):
 
     @field_validator("content")
     @classmethod
-    def _as_text(cls, content: str | list[dict[str, Any]] | None) -> str:
-        if content is None or isinstance(content, str):
-            return content or ""
-        for part in content:
-            if part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise ValueError(f"part of type {part.get('type')!r}: this server reads text only")
-        return "".join(part["text"] for part in content)
+    def _known_parts(
+        cls, content: str | list[dict[str, Any]] | None
+    ) -> str | list[dict[str, Any]] | None:
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type")
+            if kind not in ("text", *MEDIA):
+                raise ValueError(f"part of type {kind!r}: use text, {', '.join(MEDIA)}")
+            if not isinstance(part.get(kind), str | dict):
+                raise ValueError(f"part of type {kind!r} needs a field {kind!r}")
+            if kind == "text" and not isinstance(part["text"], str):
+                raise ValueError("part of type 'text': its text is no string")
+        return content
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """The content in parts."""
+        if isinstance(self.content, list):
+            return self.content
+        return [{"type": "text", "text": self.content or ""}]
+
+    @property
+    def text(self) -> str:
+        """What is text of it."""
+        return "".join(part["text"] for part in self.parts if part["type"] == "text")
+
+    @property
+    def media(self) -> list[str]:
+        """The types of what isn't text."""
+        return [part["type"] for part in self.parts if part["type"] in MEDIA]
 
 
 class Chat(Sampling):

@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 
 from .app import Served, make_app
+from .senses import open_senses
 
 _PATIENCE_S = 5  # with whoever is still waiting for an answer when the server is told to stop
 _NEEDED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -90,7 +92,8 @@ def load_served(tree: Path, model: Path, name: str, max_context: int) -> Served:
     max_context = min(max_context, sizes["max_position_embeddings"])
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded = engine.load(tree, model, max_context)
-    return Served(loaded, tokenizer, name, max_context, _ends(model, config, tokenizer))
+    senses = open_senses(model, tokenizer, "cuda" if torch.cuda.is_available() else "cpu")
+    return Served(loaded, tokenizer, name, max_context, _ends(model, config, tokenizer), senses)
 
 
 def _ends(model: Path, config: dict[str, Any], tokenizer: Any) -> frozenset[int]:

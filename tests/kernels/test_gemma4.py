@@ -343,3 +343,45 @@ def test_a_full_cache_is_an_error(cache: str, tiny_gemma4: Path, tmp_path: Path)
     with pytest.raises(ValueError, match="65 positions exceed the context of 64"):
         engine.reveal(3)
     assert len(engine.generate([1] * 63, 1)) == 1
+
+
+def test_soft_tokens_stand_in_for_embeddings(tiny_gemma4: Path, tmp_path: Path) -> None:
+    """As transformers merges what its encoders made: not scaled, and with the pad's own inputs."""
+    soft = torch.randn(3, 128, generator=torch.Generator().manual_seed(2))
+    positions = torch.tensor([1, 2, 5])
+    model = reference(tiny_gemma4).model
+    ids = torch.tensor([TOKENS[:20]])
+    with torch.inference_mode():
+        embedded = model.embed_tokens(ids)
+        embedded[0, positions] = soft
+        padded = ids.clone()
+        padded[0, positions] = model.config.pad_token_id or 0
+        own = model.get_per_layer_inputs(padded, embedded)
+        hidden = model(inputs_embeds=embedded, per_layer_inputs=own).last_hidden_state
+        logits = reference(tiny_gemma4).lm_head(hidden)[0, -1]
+        cap = model.config.final_logit_softcapping
+        expected = torch.tanh(logits / cap) * cap
+    engine = engine_with(tiny_gemma4, tmp_path)
+    assert engine.takes_soft_tokens
+    torch.testing.assert_close(
+        engine.begin(TOKENS[:20], (positions, soft)), expected, atol=1e-4, rtol=0
+    )
+    assert (engine.begin(TOKENS[:20]) - expected).abs().max() > 1e-2
+    first = next(engine.stream(TOKENS[:20], 4, 4, (positions, soft)))
+    assert first == [int(expected.argmax())]
+
+
+@pytest.mark.parametrize(
+    ("positions", "shape", "told"),
+    [
+        ([0, 20], (2, 128), "a soft token lies outside the prompt of 20"),
+        ([0, 1], (1, 128), "2 soft tokens need embeddings"),
+        ([0], (1, 129), "1 soft tokens need embeddings"),
+    ],
+)
+def test_soft_tokens_that_do_not_fit_are_an_error(
+    positions: list[int], shape: tuple[int, int], told: str, tiny_gemma4: Path, tmp_path: Path
+) -> None:
+    engine = engine_with(tiny_gemma4, tmp_path)
+    with pytest.raises(ValueError, match=told):
+        engine.begin(TOKENS[:20], (torch.tensor(positions), torch.zeros(shape)))

@@ -1,17 +1,15 @@
 """An exported variant, started as a challenge's harness starts it: by its manifest alone."""
 
 import json
-import os
 import shutil
-import site
 import subprocess
 import sys
-import venv
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from by_manifest import run_by_manifest
 
 from slipstream.evaluation.challenge import load_challenge
 from slipstream.evaluation.errors import SlipstreamError
@@ -20,7 +18,7 @@ from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import read_tree, seed_tree
 from slipstream.memory.store import open_memory
 from slipstream.serving.export import export, make_manifest
-from slipstream.serving.running import RunningServer, free_port
+from slipstream.serving.running import free_port
 from slipstream.serving.story import tell
 
 RECORDED = Path(__file__).resolve().parents[2] / "notebooks/data/first-run.db"
@@ -36,37 +34,10 @@ def exported(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with this one's packages, but not slipstream."""
-    folder = tmp_path_factory.mktemp("venv")
-    venv.create(folder, symlinks=True)
-    packages = next(folder.glob("lib/python*/site-packages"))
-    # A line in a .pth names a folder; the .pth files in it, like slipstream's own, aren't read.
-    (packages / "others.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    found = folder / "bin" / "python"
-    code = "import importlib.util as u, torch; print(u.find_spec('slipstream'))"
-    done = subprocess.run([found, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "None"
-    return found
-
-
 def test_it_runs_by_its_manifest_without_slipstream(
     exported: Path, python: Path, smollm2: Path, tmp_path: Path
 ) -> None:
-    manifest = json.loads((exported / "manifest.json").read_text())
-    port = free_port()
-    environ = {
-        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(tmp_path),
-        "MODEL_ID": manifest["model_id"],
-        "SERVED_MODEL_NAME": manifest["served_model_name"],
-        "HOST": "127.0.0.1",
-        "PORT": str(port),
-        **manifest["env"],
-    }
-    command = ["env", "-C", str(exported), *manifest["serve"]]
-    with RunningServer(command, port, tmp_path / "log", environ=environ, start_s=120) as server:
+    with run_by_manifest(exported, python, tmp_path) as server:
         listed = httpx.get(f"{server.url}/models").json()["data"]
         assert [model["id"] for model in listed] == ["smollm2-cpu"]
         body = {

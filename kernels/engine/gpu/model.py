@@ -23,7 +23,7 @@ from ..model import AnyLayer, Model
 from ..norm import RMSNorm
 from ..per_layer import PerLayerGate
 from ..rope import RotaryTable
-from ..sequence import check_tokens
+from ..sequence import SoftTokens, check_tokens
 from .embedding import embed, per_layer_inputs
 from .launches import GROUPS, HEAD_DIMS, MOST, SPLITS, Launch, Multiplier
 from .packed import PackedLinear
@@ -63,17 +63,21 @@ class GpuModel(Model):
         else:
             super().reset()
 
-    def __call__(self, tokens: list[int], *, last_only: bool = True) -> Tensor:
+    def __call__(
+        self, tokens: list[int], *, last_only: bool = True, soft: SoftTokens | None = None
+    ) -> Tensor:
         """Append `tokens` and return the logits that follow, as `Model` does."""
         check_tokens(tokens, self.config.vocab_size, self.length, self.max_context)
-        return self.capped(torch.cat([*self._steps(tokens, "logits", last_only=last_only)]))
+        steps = self._steps(tokens, "logits", soft, last_only=last_only)
+        return self.capped(torch.cat([*steps]))
 
-    def choose(self, tokens: list[int], *, last_only: bool = True) -> list[int]:
+    def choose(
+        self, tokens: list[int], *, last_only: bool = True, soft: SoftTokens | None = None
+    ) -> list[int]:
         """Append `tokens` and return the likeliest next one, after the last or after each."""
         check_tokens(tokens, self.config.vocab_size, self.length, self.max_context)
-        chosen: list[int] = torch.cat(
-            [*self._steps(tokens, "choices", last_only=last_only)]
-        ).tolist()
+        steps = self._steps(tokens, "choices", soft, last_only=last_only)
+        chosen: list[int] = torch.cat([*steps]).tolist()
         return chosen
 
     def decode(self, token: int, count: int) -> list[int]:
@@ -127,16 +131,18 @@ class GpuModel(Model):
         self._buffers["tokens"][: len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
         self._buffers["position"].fill_(self.length)
 
-    def _steps(self, tokens: list[int], output: str, *, last_only: bool) -> Iterator[Tensor]:
+    def _steps(
+        self, tokens: list[int], output: str, soft: SoftTokens | None, *, last_only: bool
+    ) -> Iterator[Tensor]:
         """Append `tokens`; yield the answers, to the last or to each, in groups of rows."""
-        if len(tokens) <= MOST:
+        if len(tokens) <= MOST and soft is None:
             self._place(tokens)
             self._replay(len(tokens), output)
             self._set_length(self.length + len(tokens))
             answers = self._buffers[output][: len(tokens)]
             yield (answers[-1:] if last_only else answers).clone()
             return
-        rows = self.hidden(tokens)
+        rows = self.hidden(tokens, soft)
         for some in torch.split(rows[-1:] if last_only else rows, MOST):
             self._buffers["residual"][: len(some)] = some
             self._replay(len(some), f"head-{output}")

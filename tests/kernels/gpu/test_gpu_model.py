@@ -101,6 +101,17 @@ def test_tokens_fed_back_on_the_device_are_those_fed_back_by_the_host(
         logits = engine.reveal(token)
 
 
+def test_soft_tokens_are_read_as_eager_layers_read_them(model_dir: Path, tmp_path: Path) -> None:
+    """Few tokens, too, which else go through the kernels that embed by themselves."""
+    soft = (torch.tensor([1, 2]), torch.randn(2, 128).bfloat16())
+    eager, fused = (engine_with(model_dir, tmp_path, step=step) for step in ("eager", "graph"))
+    for count in (4, 40):
+        seen = fused.begin(TOKENS[:count], soft)
+        exact = eager.begin(TOKENS[:count], soft)
+        torch.testing.assert_close(seen, exact, atol=0.06, rtol=0.05)
+        assert (fused.begin(TOKENS[:count]) - seen).abs().max() > 0.2
+
+
 @pytest.mark.parametrize("scheme", ["dense", "int8", "int4-g32", "int4-g64-sym", "int4-g128"])
 @pytest.mark.parametrize("m", [1, 3, 8])
 def test_matrices_multiply_as_their_dense_twins(scheme: str, m: int) -> None:
