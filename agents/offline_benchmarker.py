@@ -21,6 +21,8 @@ _REOPEN = {
     Cause.CODER: "with another coder, or told in smaller steps",
     Cause.REFUSED: "once whoever refused it thinks better of it",
     Cause.VETO: "on a machine whose memory reads faster",
+    Cause.SCREENED: "on a machine that differs more from where it was screened",
+    Cause.UNREACHED: "when machines last long enough to measure it",
     Cause.CLAIMED: "once the other run has let go of it without a result",
 }
 

@@ -21,6 +21,7 @@ from slipstream.memory.store import Memory
 
 from .dispatch import Terms
 from .flavors import find_flavor
+from .here import Here
 from .hub import Hub
 from .rented import RentedEvaluator
 
@@ -52,6 +53,7 @@ def open_jobs(
 
     with ExitStack() as stack:
         tiny = TinyInput(shape, store, stack)
+        here = Here(challenge, store, stack, run.seed, unsafe_local=run.unsafe, say=say)
         evaluator = RentedEvaluator(
             Hub(challenge.jobs.namespace, challenge.jobs.bucket),
             flavor,
@@ -79,6 +81,7 @@ def open_jobs(
             bandwidth=lambda: flavor.gbps,
             shared=True,
             rented=True,
+            here=here,
         )
 
 

@@ -56,6 +56,7 @@ class Cause(StrEnum):
     UNREACHED = "unreached"  # the machines that were to measure it ended before they had
     CODER = "coder"  # no variant came of the hypothesis: there is nothing to measure
     REFUSED = "refused"  # a person looked at the change and said no
+    SCREENED = "screened"  # no faster here, so no machine was rented for it
     VETO = "veto"  # arithmetic says that it can't be faster: nothing was measured
     START = "start"  # the run's first champion, measured to have something to compare with
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from slipstream.kernels.census import ModelShape, read_shape
 
@@ -12,9 +13,33 @@ from .challenge import Challenge
 from .evaluator import Evaluator, LocalEvaluator
 from .home import make_dir
 from .models import fetch_model
+from .pairs import Pair, Stage
 from .prompts import fresh_prompts, load_prompts, scored_per_split
 from .site import Site
 from .tenancy import alone_on
+
+
+class Rehearsing(Protocol):
+    """A machine whose pairs count for nothing but whether a better one is worth renting.
+
+    Attributes:
+        problem: why it can't race anything; empty if it can.
+    """
+
+    problem: str
+
+    @property
+    def bandwidth_gbps(self) -> float:
+        """How fast its device reads."""
+        ...
+
+    def race(self, variant: str, rival: str, stage: Stage, count: int) -> list[Pair]:
+        """Return pairs that aren't void, `count` of them at most."""
+        ...
+
+    def release(self, variant: str) -> None:
+        """Free what a variant holds."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +53,7 @@ class Bench:
         shared: threads may call the evaluator at once.
         places: how many calls it can answer at once, if it is shared.
         rented: measurements are jobs that cost something by themselves.
+        here: of rented machines: where variants are raced before one is paid for.
     """
 
     evaluator: Evaluator
@@ -38,6 +64,7 @@ class Bench:
     shared: bool = False
     places: int = 1
     rented: bool = False
+    here: Rehearsing | None = None
 
 
 @contextmanager

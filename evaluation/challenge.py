@@ -84,6 +84,9 @@ class JobTerms(_Strict):
     per_day: int = Field(20, ge=1, description="jobs of the account within 24 hours")
     namespace: str = Field("", description="who pays; empty for whom the token belongs to")
     bucket: str = Field("slipstream-errands", pattern=r"^[\w.-]+$")
+    screen_here: bool = Field(
+        True, description="race variants on this machine first, if it has such a device"
+    )
 
 
 class Challenge(_Strict):

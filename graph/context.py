@@ -10,6 +10,7 @@ from pathlib import Path
 from slipstream.agents.roles import Benchmarker, Coder, Planner
 from slipstream.agents.session import Session
 from slipstream.evaluation.acceptance import Judgement, Rule
+from slipstream.evaluation.bench import Rehearsing
 from slipstream.evaluation.challenge import Challenge
 from slipstream.evaluation.errors import StopRequested
 from slipstream.evaluation.evaluator import Evaluator
@@ -82,6 +83,7 @@ class LoopContext:
         num_documents: scored documents per split; 0 where quality isn't judged.
         parallel: experiments in flight at most.
         rented: measurements are jobs on machines that are rented for them.
+        here: this machine, where variants are raced before one is rented.
         no_sandbox: why engines run without a sandbox; empty where they run in one.
         unsafe_local: run trees with changed source even where there is no sandbox.
         session: what thinking agents use: money, and the tape of all that came from outside.
@@ -113,6 +115,7 @@ class LoopContext:
     catalogue: Catalogue = SHIPPED
     parallel: int = 1
     rented: bool = False
+    here: Rehearsing | None = None
     max_repairs: int = 2
     no_sandbox: str = ""
     unsafe_local: bool = False

@@ -17,7 +17,7 @@ from .state import LoopState
 _OPEN = (
     None,
     *(Cause.POWER, Cause.EXPOSED, Cause.BUDGET, Cause.CLAIMED, Cause.CODER, Cause.REFUSED),
-    Cause.VETO,
+    *(Cause.VETO, Cause.SCREENED, Cause.UNREACHED),
 )
 
 

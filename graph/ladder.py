@@ -2,11 +2,14 @@
 
     bytes         could it be faster at all? what it reads, at the speed that memory reads
     tiny input    does it run? before anything is measured
+    local screen  where machines are rented: a few pairs on this one, if it can
+    projection    what its speed here says about the machine that would be rented; where bytes
+                  aren't known a longer race here instead, the local confirmation
     screen        a few pairs
     quality       the public documents
     test          enough pairs to tell, audited, and the held-out documents
     confirmation  new pairs in fresh processes
-    job           all of the four above, on a machine that is rented for it
+    job           the four above, on a machine that is rented for it
 
 Each rung that was tried is written down: how it ended, why, how long it took, what it cost.
 """
@@ -55,19 +58,19 @@ def byte_veto(experiment: Experiment, context: LoopContext) -> str:
     memory = context.memory
     own, rival = memory.variant(experiment.variant), memory.variant(experiment.rival)
     if own.engine != rival.engine:
-        _note(context, experiment, BYTES, SKIPPED, "new source: its bytes aren't known", 0.0)
+        note(context, experiment, BYTES, SKIPPED, "new source: its bytes aren't known", 0.0)
         return ""
     ceiling = ceiling_tps(context.catalogue, context.shape, own.settings, context.bandwidth_gbps)
     speeds = [e.tps for e in memory.experiments(variant=rival.id) if e.tps]
     if ceiling is None or not speeds:
-        _note(context, experiment, BYTES, SKIPPED, "bytes don't bound it", 0.0)
+        note(context, experiment, BYTES, SKIPPED, "bytes don't bound it", 0.0)
         return ""
     told = (
         f"at {context.bandwidth_gbps:.0f} GB/s at most {ceiling:.0f} tokens/s; {rival.id} does "
         f"{speeds[-1]:.0f}"
     )
     vetoed = _MARGIN * ceiling < speeds[-1]
-    _note(context, experiment, BYTES, REFUSED if vetoed else PASSED, told, 0.0)
+    note(context, experiment, BYTES, REFUSED if vetoed else PASSED, told, 0.0)
     return f"byte arithmetic: {told}" if vetoed else ""
 
 
@@ -128,7 +131,7 @@ class Climb:
             usd = None
             if rung == JOB:
                 usd = Jobs(self._context.memory.database).usd(self._experiment.id)
-            _note(self._context, self._experiment, rung, outcome, reason, seconds, usd)
+            note(self._context, self._experiment, rung, outcome, reason, seconds, usd)
 
 
 def _rung_of(need: Need) -> str:
@@ -140,7 +143,7 @@ def _rung_of(need: Need) -> str:
     return "confirmation" if stage is Stage.CONFIRM else "test"
 
 
-def _note(
+def note(
     context: LoopContext,
     experiment: Experiment,
     rung: str,
@@ -149,5 +152,6 @@ def _note(
     wall_s: float,
     usd: float | None = None,
 ) -> None:
+    """Write a rung down."""
     now = time.time()
     context.memory.add_rung(Rung(experiment.id, rung, outcome, reason, wall_s, now, usd))

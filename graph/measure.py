@@ -34,6 +34,7 @@ from .context import LoopContext
 from .inspection import known_judgement
 from .ladder import Climb
 from .measuring import meet, metered, reserve_s
+from .screening import screen_here
 from .state import LoopState
 from .witness import UNMEASURED
 
@@ -92,6 +93,8 @@ def _measured(experiment: Experiment, climb: Climb, context: LoopContext) -> tup
         # Whoever had the claim until now may have come to a verdict on the same tree.
         if known := known_judgement(experiment.variant, hypothesis, context):
             return known, True
+        if reason := screen_here(experiment, context):
+            return Judgement(Verdict.REJECTED, Cause.SCREENED, reason), True
         with metered(context, hypothesis):
             while isinstance(
                 decided := decide(evidence := context.memory.evidence(hypothesis), rule), Need

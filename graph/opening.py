@@ -187,6 +187,7 @@ def open_context(
             approve=specs.approve,
             parallel=crew.size,
             rented=bench.rented,
+            here=bench.here,
             crew=crew,
             emit=emit,
             stopping=stopping,

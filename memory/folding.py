@@ -25,7 +25,10 @@ _CLASSES = {
     Cause.BUDGET: "undecided",
 }
 _RESTS_ON_FIGURES = (Cause.GAIN, Cause.NO_GAIN, Cause.QUALITY, Cause.CONTRADICTION)
-NOT_RUN = (Cause.CLAIMED, Cause.EXPOSED, Cause.CODER, Cause.REFUSED, Cause.VETO)
+NOT_RUN = (  # where it counts
+    *(Cause.CLAIMED, Cause.EXPOSED, Cause.CODER, Cause.REFUSED, Cause.VETO),
+    *(Cause.SCREENED, Cause.UNREACHED),
+)
 _COUNTS = ("kept", "no_gain", "quality", "failed", "undecided")
 
 

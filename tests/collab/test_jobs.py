@@ -75,7 +75,7 @@ def memory(home: Path) -> Iterator[Memory]:
 @pytest.fixture
 def challenge() -> Challenge:
     quick = TINY.replace("audit_blocks = 3", "audit_blocks = 1\nmax_disturbance = 100.0")
-    return parse_challenge(quick, source="tiny")
+    return parse_challenge(f"{quick}\n[jobs]\nscreen_here = false\n", source="tiny")
 
 
 @pytest.fixture
@@ -311,6 +311,43 @@ def test_a_plan_whose_first_steps_are_done_goes_on_with_the_rest(memory: Memory)
     again = list(carry_out(replace(plan, evidence=known), evaluator))
     assert [one.value.stage for one in again if isinstance(one, PairLine)] == [Stage.BASELINE] * 2
     assert len(again) == 2
+
+
+def test_what_is_clearly_slower_here_is_not_sent(
+    hub: FakeHub, memory: Memory, plain: Challenge
+) -> None:
+    """Real engines on this machine; one of them sleeps before each answer."""
+
+    class Slowing(OfflineCoder):
+        def implement(self, hypothesis, parent, bench):  # type: ignore[no-untyped-def]
+            tree = super().implement(hypothesis, parent, bench)
+            if hypothesis.target != "fuse=qkv":
+                return tree
+            files = dict(tree.files)
+            files["engine/__init__.py"] += (
+                b"\nimport time\n_real = Engine.generate\ndef _slow(self, *given):\n"
+                b"    time.sleep(0.2)\n    return _real(self, *given)\nEngine.generate = _slow\n"
+            )
+            return type(tree)(files)
+
+    terms = plain.jobs.model_copy(update={"screen_here": True})
+    both = plain.model_copy(update={"jobs": terms})
+    run = start(memory, both, experiments=2, unsafe_local=True)
+    planner = Fixed({"fuse": "qkv"}, {"threads": "1"})
+    resume(run, memory, agents=Agents(planner, Slowing(), OfflineBenchmarker()))
+    found = {memory.hypothesis(e.id).target: e for e in memory.experiments(run=run) if e.hypothesis}
+    slow, other = found["fuse=qkv"], found["threads=1"]
+    assert (slow.verdict, slow.cause) == (Verdict.REJECTED, Cause.SCREENED)
+    assert slow.reason.startswith("local screen: -")
+    rungs = {rung.rung: rung for rung in memory.rungs(slow.id)}
+    assert rungs["local screen"].outcome == "refused"
+    assert "job" not in rungs
+    rungs = {rung.rung: rung for rung in memory.rungs(other.id)}
+    assert rungs["local screen"].outcome in ("passed", "refused")
+    if other.cause is not Cause.SCREENED:
+        assert "projected from" in rungs["projection"].reason
+    sent = {job.experiment for job in Jobs(memory.database).of_run(run)}
+    assert slow.id not in sent
 
 
 def test_a_job_on_another_gpu_than_the_flavor_has_is_refused(

@@ -6,7 +6,7 @@ from typing import Any
 from instant import SMOLLM2, InstantEvaluator
 
 from slipstream.agents.roles import Briefing, Proposal
-from slipstream.evaluation.bench import Bench
+from slipstream.evaluation.bench import Bench, Rehearsing
 from slipstream.evaluation.challenge import Challenge, parse_challenge
 from slipstream.evaluation.home import data_dir
 from slipstream.evaluation.pool import Pool
@@ -37,6 +37,7 @@ class Loop:
     evaluator: InstantEvaluator | Pool
     challenge: Challenge
     events: list[Event]
+    here: Rehearsing | None = None  # as if the evaluator's machines were rented
 
     def start(self, *, experiments: int = 6, seed: int = 1, **wishes: Any) -> str:
         return new_run(self.challenge, self.memory, experiments=experiments, seed=seed, **wishes).id
@@ -53,6 +54,7 @@ class Loop:
                 self.challenge.quality.documents,
                 shared=isinstance(self.evaluator, Pool),
                 places=len(self.evaluator) if isinstance(self.evaluator, Pool) else 1,
+                here=self.here,
             ),
         )
 
