@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-TURN_S = 0.04  # often enough for whoever reads along, seldom enough to cost nothing
+TURN_S = 0.08  # often enough for whoever reads along, seldom enough to cost nothing
 _MOST_AT_ONCE = 64
 _ROWS = 16  # positions of a prompt that are scored in a turn
 
