@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,10 +30,11 @@ class Here:
         *,
         unsafe_local: bool,
         say: Callable[[str], None],
+        check_stop: Callable[[], None],
     ) -> None:
         self._challenge = challenge.model_copy(update={"quality": Quality(enabled=False)})
         self._store, self._stack, self._seed = store, stack, seed
-        self._unsafe_local, self._say = unsafe_local, say
+        self._unsafe_local, self._say, self._check_stop = unsafe_local, say, check_stop
         self._bench: Bench | None = None
         self._bandwidth = 0.0
         self._lock = threading.Lock()
@@ -51,6 +52,7 @@ class Here:
 
         Raises:
             EngineError: one of them doesn't work here.
+            StopRequested: Ctrl-C, between two pairs.
         """
         with self._lock:
             if self.problem:
@@ -60,8 +62,12 @@ class Here:
                     self._bench = self._opened()
                 evaluator = self._bench.evaluator
                 attempts = dict.fromkeys(range(count), 0)
-                pairs = evaluator.pairs(variant, rival, stage, attempts)
-                return [pair for pair in pairs if not pair.void]
+                found = []
+                with closing(evaluator.pairs(variant, rival, stage, attempts)) as pairs:
+                    for pair in pairs:
+                        found += [pair] if not pair.void else []
+                        self._check_stop()
+                return found
             except SlipstreamError as error:  # no room, no model: the next one fares no better
                 self.problem = str(error)
                 return []

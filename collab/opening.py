@@ -53,7 +53,15 @@ def open_jobs(
 
     with ExitStack() as stack:
         tiny = TinyInput(shape, store, stack)
-        here = Here(challenge, store, stack, run.seed, unsafe_local=run.unsafe, say=say)
+        here = Here(
+            challenge,
+            store,
+            stack,
+            run.seed,
+            unsafe_local=run.unsafe,
+            say=say,
+            check_stop=check_stop,
+        )
         evaluator = RentedEvaluator(
             Hub(challenge.jobs.namespace, challenge.jobs.bucket),
             flavor,
