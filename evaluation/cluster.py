@@ -100,7 +100,7 @@ class RayLine:
         try:
             self._ray.get(self._actor.__ray_ready__.remote(), timeout=_ROOM_TIMEOUT_S)
         except self._ray.exceptions.RayError as error:
-            self._ray.kill(self._actor)
+            self._kill()
             raise _lost(error) from error
 
     def ask(self, method: str, *arguments: Any) -> Answer:
@@ -118,11 +118,16 @@ class RayLine:
 
     def close(self) -> None:
         """Have the actor end; its engines end with it."""
-        errors = self._ray.exceptions
-        with contextlib.suppress(errors.RayError, TimeoutError):
-            self._ray.get(self._actor.close.remote(), timeout=15.0)
-        with contextlib.suppress(errors.RayError):
-            self._ray.kill(self._actor)
+        if self._ray.is_initialized():
+            with contextlib.suppress(self._ray.exceptions.RayError, TimeoutError):
+                self._ray.get(self._actor.close.remote(), timeout=15.0)
+        self._kill()
+
+    def _kill(self) -> None:
+        # Whoever has left the cluster has no actors there, and `ray.kill` would join it again.
+        if self._ray.is_initialized():
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.kill(self._actor)
 
 
 def _lost(error: Exception) -> WorkerLostError:

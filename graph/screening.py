@@ -18,6 +18,7 @@ from slipstream.memory.records import Experiment
 from .context import LoopContext
 from .ladder import PASSED, REFUSED, SKIPPED, note
 
+_LEAST_PAIRS = 4  # the interval of two or three holds nothing back, however slow
 SCREEN, PROJECTION, CONFIRMATION = "local screen", "projection", "local confirmation"
 
 
@@ -39,9 +40,8 @@ def _climb(experiment: Experiment, context: LoopContext) -> list[list[Any]]:
     assert context.here is not None
     here, rule, begun = context.here, context.rule(), time.monotonic()
     try:
-        pairs = here.race(
-            experiment.variant, experiment.rival, Stage.SCREEN, rule.num_pairs(Stage.SCREEN)
-        )
+        count = max(_LEAST_PAIRS, rule.num_pairs(Stage.SCREEN))
+        pairs = here.race(experiment.variant, experiment.rival, Stage.SCREEN, count)
         if len(pairs) < 2:
             why = here.problem or "too few pairs were undisturbed"
             return [[SCREEN, SKIPPED, why, time.monotonic() - begun]]

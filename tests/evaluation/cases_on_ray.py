@@ -80,9 +80,8 @@ def test_a_run_survives_a_killed_worker_and_a_killed_node(
     loop = make_loop()
     run = loop.start(experiments=8, parallel=4)
     with ThreadPoolExecutor() as threads:
-        running = threads.submit(
-            resume, run, loop.memory, emit=loop.events.append, bench=on_ray(loop, 3)
-        )
+        bench = on_ray(loop, 3)
+        running = threads.submit(resume, run, loop.memory, emit=loop.events.append, bench=bench)
         wait_until(worker_pids)
         time.sleep(1.0)
         os.kill(worker_pids()[0], signal.SIGKILL)
@@ -91,6 +90,7 @@ def test_a_run_survives_a_killed_worker_and_a_killed_node(
         cluster.add_node(num_cpus=1)
         assert not running.done()  # all of this happened in the middle
         outcome = running.result()
+    bench.evaluator.close()
     assert outcome.run.state is RunState.FINISHED
     assert any("was lost" in text for text in loop.texts("benchmarker"))
     planned = {h.id for h in loop.memory.hypotheses(run) if h.lever != REMATCH}

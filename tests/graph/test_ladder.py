@@ -123,7 +123,7 @@ def test_a_machine_is_rented_only_for_what_may_be_faster_there(
     assert first.verdict is Verdict.KEPT
     climbed = rungs(loop, first)
     assert list(climbed)[:4] == ["tiny input", "bytes", "local screen", "projection"]
-    assert climbed["local screen"].reason.startswith("+50.5% on this machine")
+    assert climbed["local screen"].reason.startswith("+50.0% on this machine")
     assert (second.verdict, second.cause) == (Verdict.REJECTED, Cause.SCREENED)
     assert "projected from 105 against 100 tokens/s here" in second.reason
     assert list(rungs(loop, second))[-1] == "projection"

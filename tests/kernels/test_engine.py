@@ -106,7 +106,7 @@ def test_drafting_saves_passes(
     passes = 0
     choose = engine.model.choose
 
-    def counting(tokens: list[int], *, last_only: bool = True) -> list[int]:
+    def counting(tokens: list[int], *, last_only: bool = True, soft: object = None) -> list[int]:
         nonlocal passes
         passes += 1
         return choose(tokens, last_only=last_only)
