@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 
 from slipstream.evaluation.bench import Bench, open_bench
 from slipstream.evaluation.challenge import Challenge, Quality
-from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.errors import EngineError, SlipstreamError
+from slipstream.evaluation.evaluator import Evaluator
 from slipstream.evaluation.hardware import bandwidth_of, detect_hardware
 from slipstream.evaluation.pairs import Pair, Stage
 from slipstream.kernels.variants import VariantStore
@@ -61,16 +62,34 @@ class Here:
                 if self._bench is None:
                     self._bench = self._opened()
                 evaluator = self._bench.evaluator
-                attempts = dict.fromkeys(range(count), 0)
-                found = []
-                with closing(evaluator.pairs(variant, rival, stage, attempts)) as pairs:
-                    for pair in pairs:
-                        found += [pair] if not pair.void else []
-                        self._check_stop()
-                return found
+                counting: dict[int, Pair] = {}
+                try:
+                    self._add_pairs(counting, evaluator, variant, rival, stage, count)
+                except EngineError:  # as on the machine that counts: a second failure is its own
+                    evaluator.release(variant)
+                    evaluator.release(rival)
+                    self._add_pairs(counting, evaluator, variant, rival, stage, count)
+                return [counting[index] for index in sorted(counting)]
             except SlipstreamError as error:  # no room, no model: the next one fares no better
                 self.problem = str(error)
                 return []
+
+    def _add_pairs(
+        self,
+        counting: dict[int, Pair],
+        evaluator: Evaluator,
+        variant: str,
+        rival: str,
+        stage: Stage,
+        count: int,
+    ) -> None:
+        """Measure the pairs that `counting` lacks."""
+        attempts = {index: 0 for index in range(count) if index not in counting}
+        with closing(evaluator.pairs(variant, rival, stage, attempts)) as pairs:
+            for pair in pairs:
+                if not pair.void:
+                    counting[pair.index] = pair
+                self._check_stop()
 
     def release(self, variant: str) -> None:
         """Free what a variant holds."""

@@ -337,9 +337,9 @@ def test_what_is_clearly_slower_here_is_not_sent(
     resume(run, memory, agents=Agents(planner, Slowing(), OfflineBenchmarker()))
     found = {memory.hypothesis(e.id).target: e for e in memory.experiments(run=run) if e.hypothesis}
     slow, other = found["fuse=qkv"], found["threads=1"]
-    assert (slow.verdict, slow.cause) == (Verdict.REJECTED, Cause.SCREENED)
-    assert slow.reason.startswith("local screen: -")
     rungs = {rung.rung: rung for rung in memory.rungs(slow.id)}
+    assert (slow.verdict, slow.cause) == (Verdict.REJECTED, Cause.SCREENED), rungs["local screen"]
+    assert slow.reason.startswith("local screen: -")
     assert rungs["local screen"].outcome == "refused"
     assert "job" not in rungs
     rungs = {rung.rung: rung for rung in memory.rungs(other.id)}
