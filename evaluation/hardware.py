@@ -1,6 +1,7 @@
 """The machine: what it is, how fast it reads memory, what it has installed."""
 
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import SlipstreamError
+from .projection import Machine
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,26 @@ def bandwidth_of(device: str) -> float:
     Raises:
         SlipstreamError: no GPU that torch can use, where one is meant.
     """
+    return profile_machine(device).gbps
+
+
+def profile_machine(device: str) -> Machine:
+    """Measure what a projection has to know of this machine.
+
+    Raises:
+        SlipstreamError: no GPU that torch can use, where one is meant.
+    """
     if device == "cpu":
-        return read_bandwidth_gbps(len(os.sched_getaffinity(0)))
-    script = Path(__file__).resolve().parent / "inside" / "gpu_bandwidth.py"
+        gbps = read_bandwidth_gbps(len(os.sched_getaffinity(0)))
+        return Machine(gbps, _cpu_name(), source="measured")
+    script = Path(__file__).resolve().parent / "inside" / "gpu_profile.py"
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise SlipstreamError(f"the GPU's bandwidth can't be measured: {reason}")
-    return float(done.stdout)
+    return Machine(**json.loads(done.stdout), source="measured")
 
 
 def read_bandwidth_gbps(num_threads: int, *, size_mb: int = 256, repeats: int = 5) -> float:

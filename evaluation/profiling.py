@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .child import ChildEngine
+from .projection import Machine, Measured, project
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Profile:
     def roofline(self) -> float:
         """The share of the read bandwidth that decoding reaches."""
         return self.read_bytes / (self.bandwidth_gbps * 1e9) / self.token_s
+
+    def project(self, there: Machine) -> float:
+        """Return the tokens per second that this would be on another machine: a projection."""
+        measured = Measured(1 / self.token_s, self.read_bytes)
+        return project(measured, Machine(self.bandwidth_gbps), there)
 
 
 def profile(

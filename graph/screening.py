@@ -10,7 +10,7 @@ from typing import Any
 
 from slipstream.evaluation.errors import EngineError
 from slipstream.evaluation.pairs import Pair, Stage
-from slipstream.evaluation.projection import Measured, project
+from slipstream.evaluation.projection import Machine, Measured, project
 from slipstream.evaluation.statistics import Estimate, estimate, geometric_mean
 from slipstream.memory.jobs import Jobs
 from slipstream.memory.records import Experiment
@@ -72,8 +72,8 @@ def _projected(
     there = [
         project(
             Measured(tps, context.catalogue.read_bytes(context.shape, dict(one.settings))),
-            here.bandwidth_gbps,
-            context.bandwidth_gbps,
+            Machine(here.bandwidth_gbps),
+            Machine(context.bandwidth_gbps),
         )
         for tps, one in zip(speeds, (own, rival), strict=True)
     ]

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from slipstream.evaluation.projection import find_machine
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT / "notebooks/data/first-run.db"
 
@@ -201,6 +203,21 @@ def test_doctor_looks_at_everything(tmp_path: Path) -> None:
     assert found["OPENAI_API_KEY"]["found"] == "set"
     assert "sk-x" not in json.dumps(checks)
     assert cli("doctor", home=tmp_path).returncode == 0
+
+
+def test_hardware_is_what_a_projection_takes(tmp_path: Path) -> None:
+    written = tmp_path / "here.json"
+    written.write_text(cli("hardware", "--device", "cpu", "--json", home=tmp_path).stdout)
+    found = json.loads(written.read_text())
+    assert found["gbps"] > 0
+    assert found["features"] == []
+    assert find_machine(str(written)).gbps == found["gbps"]
+    refused = cli("hardware", "--device", "tpu", home=tmp_path)
+    assert refused.returncode != 0
+    assert "--device tpu is neither cpu nor cuda" in refused.stderr
+    shown = cli("profile", "seed", "--on", "a11g", home=tmp_path)
+    assert shown.returncode != 0
+    assert "a11g is no machine known: name one of a10g" in shown.stderr
 
 
 def test_help_is_quick_and_lists_every_command(tmp_path: Path) -> None:

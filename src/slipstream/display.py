@@ -13,6 +13,7 @@ from slipstream.kernels.levers import SEED_SETTINGS
 if TYPE_CHECKING:
     from slipstream.collab.rehearsal import Rehearsal
     from slipstream.evaluation.profiling import Profile
+    from slipstream.evaluation.projection import Machine
     from slipstream.graph.context import Event
     from slipstream.graph.reproducing import Verification
     from slipstream.memory.leaderboard import Pulse, Standing
@@ -200,6 +201,24 @@ def print_profile(found: "Profile") -> None:
         f"{found.read_bytes / 1e6:.0f} MB at {found.bandwidth_gbps:.1f} GB/s: "
         f"{found.roofline:.0%} of the roofline; first token after {found.first_token_s:.3f} s"
     )
+
+
+def print_projection(tps: float, there: "Machine") -> None:
+    """Print what a variant would do elsewhere, and that nobody has measured it."""
+    out.print(
+        f"on {escape(there.name)} ({there.gbps:.0f} GB/s): {tps:.1f} tokens/s, "
+        "a projection: bytes at that memory's speed, all else as here"
+    )
+
+
+def print_machine(found: "Machine") -> None:
+    """Print a machine's profile."""
+    out.print(f"{escape(found.name)}: reads {found.gbps:.1f} GB/s")
+    if found.capability:
+        out.print(
+            f"sm_{found.capability * 10:.0f}, {found.shared_kb:.0f} KB shared memory a block, "
+            f"{found.launch_us:.2f} µs a launch in a CUDA graph; {', '.join(found.features)}"
+        )
 
 
 def say_plainly(text: str) -> None:

@@ -6,9 +6,13 @@ from typing import Annotated
 
 import typer
 
+from slipstream.evaluation.errors import SlipstreamError
+
 from .display import (
     print_json,
+    print_machine,
     print_profile,
+    print_projection,
     print_verification,
     say_plainly,
     show_rows,
@@ -98,21 +102,51 @@ def profile(
     variant: VariantOrSeed,
     levers: SeedLevers = None,
     challenge: ChallengeOption = DEFAULT_CHALLENGE,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="Project to this machine: `a10g`, or what `hardware --json` wrote there."
+        ),
+    ] = None,
     unsafe_local: UnsafeLocal = False,
     memory: MemoryUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Take a decoded token apart: bytes read, time and distance to the roofline, by component."""
+    from slipstream.evaluation.projection import find_machine
     from slipstream.graph.profiling import profile_variant
     from slipstream.memory.store import open_memory
 
     settings = read_levers(variant, levers)
+    there = find_machine(on) if on else None
     say = (lambda _: None) if as_json else say_plainly
     with open_memory(memory) as store:
         found = profile_variant(
             store, variant, challenge, say, settings=settings, unsafe_local=unsafe_local
         )
     if as_json:
-        print_json({**asdict(found), "roofline": found.roofline, "tps": 1 / found.token_s})
+        row = {**asdict(found), "roofline": found.roofline, "tps": 1 / found.token_s}
+        if there:
+            row["projection"] = {"machine": asdict(there), "tps": found.project(there)}
+        print_json(row)
     else:
         print_profile(found)
+        if there:
+            print_projection(found.project(there), there)
+
+
+@app.command()
+def hardware(
+    device: Annotated[str, typer.Option(help="cpu or cuda; the GPU if there is one.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Measure what a projection has to know of this machine: memory, launches, features."""
+    from slipstream.evaluation.hardware import detect_hardware, profile_machine
+
+    if device not in ("", "cpu", "cuda"):
+        raise SlipstreamError(f"--device {device} is neither cpu nor cuda")
+    found = profile_machine(device or ("cuda" if detect_hardware().gpus else "cpu"))
+    if as_json:
+        print_json({**asdict(found), "features": found.features})
+    else:
+        print_machine(found)

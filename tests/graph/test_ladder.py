@@ -12,7 +12,6 @@ from slipstream.agents.offline_coder import OfflineCoder
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.home import data_dir
 from slipstream.evaluation.pairs import Pair, Stage
-from slipstream.evaluation.projection import Measured, project
 from slipstream.graph import opening
 from slipstream.graph.ladder import ceiling_tps
 from slipstream.graph.opening import Agents
@@ -157,17 +156,6 @@ def test_a_machine_that_can_not_race_holds_nothing_back(loop: Loop) -> None:
     assert kept.verdict is Verdict.KEPT
     assert rungs(loop, kept)["local screen"].outcome == "skipped"
     assert rungs(loop, kept)["local screen"].reason == "no GPU here"
-
-
-def test_a_projection_scales_what_bytes_take_and_nothing_else() -> None:
-    """10 ms a token here: 4 ms for 400 MB at 100 GB/s, and 6 ms that stay."""
-    there = project(Measured(100.0, 400e6), here_gbps=100.0, there_gbps=50.0)
-    assert there == pytest.approx(1 / 0.014)
-    assert project(Measured(100.0, 400e6), 100.0, 100.0) == pytest.approx(100.0)
-    # Faster than memory should allow: caches. Nothing is left for a rest.
-    assert project(Measured(500.0, 400e6), 100.0, 50.0) == pytest.approx(1 / 0.008)
-    with pytest.raises(ValueError, match="can't be projected"):
-        project(Measured(0.0, 1.0), 1.0, 1.0)
 
 
 def test_every_way_to_end_has_its_place() -> None:

@@ -51,7 +51,8 @@ def main() -> None:
         whole.append(options.new_tokens / total)
         first.append(1e3 * to_first)
     long = [1e3 * seconds(options.long_prompt, 1) for _ in range(options.repeats)]
-    read = sum(launch.nbytes for launch in engine.model.plan(1, "feed-back"))
+    plan = engine.model.plan(1, "feed-back")
+    read = sum(launch.nbytes for launch in plan)
     tps = statistics.median(decode)
     print(
         json.dumps(
@@ -64,6 +65,7 @@ def main() -> None:
                 "ttft_ms": statistics.median(first),
                 "long_ttft_ms": statistics.median(long),
                 "read_gb": read / 1e9,
+                "num_launches": len(plan),
                 "bandwidth_gbps": bandwidth,
                 "roofline_fraction": tps * read / bandwidth / 1e9,
                 "samples": decode,
