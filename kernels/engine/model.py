@@ -44,6 +44,10 @@ class Model:
         scale = torch.tensor(math.sqrt(config.hidden_size), dtype=ckpt.dtype, device=ckpt.device)
         self.embedding_scale = scale if config.family != "llama" else None
         self.per_layer = PerLayerInputs(ckpt, config, levers) if config.per_layer_size else None
+        # Layers at the end that read others' keys and values add nothing to any cache.
+        self._first_without_own_keys = 1 + max(
+            index for index, source in enumerate(config.kv_sources) if source is None
+        )
         self._nothing: tuple[tuple[Tensor, ...], ...] = ((),) * config.num_layers
         self.layers = [layer_type(ckpt, i, config, levers) for i in range(config.num_layers)]
         self.norm = make_norm(ckpt, "model.norm", config, levers)
@@ -92,11 +96,15 @@ class Model:
         Raises:
             ValueError: no tokens, an id outside the vocabulary, or more than `max_context`.
         """
-        rows = self.hidden(tokens, soft)
-        return self.logits_of(rows[-1:] if last_only else rows)
+        return self.logits_of(self.hidden(tokens, soft, last_only=last_only))
 
-    def hidden(self, tokens: list[int], soft: SoftTokens | None = None) -> Tensor:
+    def hidden(
+        self, tokens: list[int], soft: SoftTokens | None = None, *, last_only: bool = False
+    ) -> Tensor:
         """Append `tokens` and return the last layer's output for each, [len(tokens), hidden].
+
+        Args:
+            last_only: for the last token alone, [1, hidden].
 
         Raises:
             ValueError: no tokens, an id outside the vocabulary, or more than `max_context`.
@@ -116,7 +124,11 @@ class Model:
         extras = self._nothing
         if self.per_layer is not None:
             extras = tuple((rows,) for rows in self.per_layer(ids, x))
+        narrow_at = self._first_without_own_keys if last_only else config.num_layers
         for index, (before, after) in enumerate(self._step_halves if count == 1 else self._halves):
+            if index == narrow_at:  # nobody looks at what these layers make of the other tokens
+                x, extras = x[-1:], tuple(tuple(e[-1:] for e in own) for own in extras)
+                angles = {rope: (cos[-1:], sin[-1:]) for rope, (cos, sin) in angles.items()}
             queries_keys, values = before(x, *angles[config.ropes[index]])
             keys, values = self.caches[index].extend(
                 queries_keys[:, config.num_heads :].transpose(0, 1), values.transpose(0, 1)
@@ -131,7 +143,7 @@ class Model:
             )
             x = after(x, attended, *extras[index])
         self.length += count
-        return x
+        return x[-1:] if last_only else x
 
     def logits_of(self, rows: Tensor) -> Tensor:
         """Return the logits [rows, vocab_size] of the last layer's output [rows, hidden]."""

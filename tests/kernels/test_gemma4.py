@@ -92,6 +92,25 @@ def test_logits_match_transformers(
     torch.testing.assert_close(ours, reference_logits(model_dir), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("prompt", [11, 40])
+@BOTH
+def test_layers_without_keys_of_their_own_read_only_the_last_token_of_a_prompt(
+    model_dir: Path, prompt: int, tmp_path: Path
+) -> None:
+    """Past the window, too, and the caches are as if they had read all of it."""
+    engine = engine_with(model_dir, tmp_path)
+    rows_in: list[int] = []
+    last = engine.model.layers[-1]
+    whole = last.mlp.__call__
+    last.mlp = lambda x: rows_in.append(len(x)) or whole(x)  # type: ignore[assignment]
+    with torch.inference_mode():
+        first = engine.model(TOKENS[:prompt])
+        rest = [engine.model([token]) for token in TOKENS[prompt:]]
+    assert rows_in[0] == 1
+    expected = reference_logits(model_dir)[prompt - 1 :]
+    torch.testing.assert_close(torch.cat((first, *rest)).cpu(), expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("levers", [{}, {"cache": "static", "attention": "grouped"}], ids=str)
 @BOTH
 def test_truncated_caches_forget_in_shared_layers_too(

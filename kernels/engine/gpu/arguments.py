@@ -8,8 +8,22 @@ from ..compiled import SOURCES, build
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 
 
+class NormArgs(ctypes.Structure):
+    """`Norm` in norm.cuh."""
+
+    _fields_ = (
+        *(
+            (name, _POINTER)
+            for name in ("residual", "delta", "delta_norm", "norm", "new_residual", "out")
+        ),
+        ("eps", _FLOAT),
+        ("scale", _FLOAT),
+        ("size", _INT),
+    )
+
+
 class GemvArgs(ctypes.Structure):
-    """`Gemv` in gemv.cu."""
+    """`Gemv` in stage.cuh."""
 
     _fields_ = (
         *(
@@ -25,21 +39,8 @@ class GemvArgs(ctypes.Structure):
                 "partner_stride", "grid", "share",
             )
         ),
+        ("before", NormArgs),
     )  # fmt: skip
-
-
-class NormArgs(ctypes.Structure):
-    """`Norm` in gemv.cu."""
-
-    _fields_ = (
-        *(
-            (name, _POINTER)
-            for name in ("residual", "delta", "delta_norm", "norm", "new_residual", "out")
-        ),
-        ("eps", _FLOAT),
-        ("scale", _FLOAT),
-        ("size", _INT),
-    )
 
 
 class AttentionArgs(ctypes.Structure):

@@ -2,15 +2,20 @@
  *
  * Flash-decoding (Dao et al. 2023): block (kv head, split, token). Cached positions come in tiles
  * of 32, tile i belongs to split i mod SPLITS. Two neighbouring keys of a tile belong to a warp, and
- * two neighbouring columns of the values to a thread, every so many keys. Whichever block of a head and
- * token ends last adds up what the others found. All of that depends on absolute positions only, so
- * a token verified among others is bit for bit the token decoded alone.
+ * two neighbouring columns of the values to a thread, every so many keys. Then the splits' sums are
+ * added up: of a sliding window, on sm_90, by a cluster of blocks that write to each other's shared
+ * memory; else by whichever block of a head and token ends last. All of that depends on absolute
+ * positions only, so a token verified among others is bit for bit the token decoded alone.
+ *
+ * What earlier steps cached is fetched before the kernel's inputs are there. That is safe because
+ * the first kernel of a step lets nobody begin before the last step has ended.
  *
  * Of queries and keys, a lane holds HEAD_DIM / 64 neighbours of the first half and the same of the
  * second, which are what rotation pairs. Keys and values of the newest tokens come from the
  * projections; block (head, split, n) writes those of token n to the cache.
  */
 #pragma once
+#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 
 #include "device.cuh"
@@ -28,8 +33,10 @@ struct Attention {
     int m, kv_heads, group, head_dim, window, context, shared, value_norm;
 };
 
-constexpr int SPLITS = 32, KEYS = 32, WARP_KEYS = 2, ATTENTION_WARPS = KEYS / WARP_KEYS;
+constexpr int KEYS = 32, WARP_KEYS = 2, ATTENTION_WARPS = KEYS / WARP_KEYS;
 constexpr int ATTENTION_THREADS = 32 * ATTENTION_WARPS;
+constexpr int MOST_SPLITS = 32, CLUSTER = 8; /* splits of any cache, of a short window */
+constexpr int SHORT_WINDOW = 1024;
 
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ void from_float(float x, float &to) { to = x; }
@@ -40,6 +47,19 @@ template <int PAIRS, class T>
 struct alignas(PAIRS * sizeof(T)) Chunk {
     T at[PAIRS];
 };
+
+/* What a cluster's blocks wrote to each other before they arrived is there after the wait. */
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
 
 /* A lane's share of one vector. */
 template <int PAIRS>
@@ -119,15 +139,18 @@ struct alignas(16) AttentionRoom {
         };
         float found[TEAMS][GROUP][HEAD_DIM];
     };
-    float scores[GROUP][KEYS], shrink[GROUP]; /* KEYS or SPLITS, which are as many */
+    float scores[GROUP][KEYS], shrink[GROUP]; /* KEYS or splits, which are at most as many */
+    float part[GROUP * HEAD_DIM]; /* this split's; in a cluster, all splits' of some columns */
+    float most[MOST_SPLITS][GROUP], total[MOST_SPLITS][GROUP]; /* of all splits; of one: the first */
     bool last;
 };
 
 /* One block's part: token n, the cached positions of a split, the queries of a key/value head. */
-template <int PAIRS, int GROUP>
+template <int PAIRS, int GROUP, int SPLITS>
 struct Attending {
     typedef AttentionRoom<PAIRS, GROUP> Room;
     static constexpr int HEAD_DIM = 64 * PAIRS, TEAMS = Room::TEAMS, TEAM_KEYS = KEYS / TEAMS;
+    static constexpr int OWN = GROUP * HEAD_DIM / SPLITS; /* sums that a block of a cluster adds up */
     int kv, split, n, start, here, oldest, first;
     Row<PAIRS> k[WARP_KEYS];
     __nv_bfloat162 v[TEAM_KEYS]; /* of two neighbouring columns */
@@ -157,39 +180,60 @@ struct Attending {
         }
     }
 
-    /* Which positions are this block's; the first of them are on their way. */
+    /* Which positions are this block's. */
     __device__ __forceinline__ void begin(const Attention &p, int head, int part, int token) {
         kv = head, split = part, n = token;
         start = *p.position, here = start + n; /* this token's position */
         oldest = p.window ? max(0, here - p.window + 1) : 0, first = oldest / KEYS;
         first += (split - first % SPLITS + SPLITS) % SPLITS;
-        if (active()) fetch(p, first);
+    }
+
+    /* Whether the first tile has only what earlier steps cached, and can be fetched at once. */
+    __device__ __forceinline__ bool settled(const Attention &p) const {
+        return !p.shared || (first + 1) * KEYS <= start;
+    }
+
+    /* What a warp prepares: one of the queries, or the key or value of one of the newest tokens. */
+    struct Item {
+        int which, token, head; /* 0, 1, 2: query, key, value */
+        const float *weights;
+        Vector<PAIRS> norm, angles;
+    };
+
+    __device__ __forceinline__ int num_items(const Attention &p) const {
+        return GROUP + (p.shared ? 0 : 2 * (n + 1));
+    }
+
+    /* Constants, which don't wait for anybody. */
+    __device__ __forceinline__ void look_up(const Attention &p, int number, Item &item) const {
+        bool query = number < GROUP;
+        int heads = p.kv_heads * GROUP;
+        item.which = query ? 0 : 1 + (number - GROUP) % 2;
+        item.token = query ? n : (number - GROUP) / 2;
+        item.head = query ? kv * GROUP + number : heads + (item.which - 1) * p.kv_heads + kv;
+        item.weights = item.which == 0 ? p.query_norm : item.which == 1 ? p.key_norm : nullptr;
+        item.angles.load_angles(p, start + item.token);
+        item.norm.fill(1.0f);
+        if (item.weights) item.norm.load(item.weights);
     }
 
     /* Queries of this token; keys and values of the newest ones that are this split's. */
-    __device__ __forceinline__ void prepare(const Attention &p, Room &room) const {
-        int heads = p.kv_heads * GROUP;
+    __device__ __forceinline__ void prepare(const Attention &p, Room &room, Item &item) const {
+        int heads = p.kv_heads * GROUP, warp = threadIdx.x / 32;
         size_t width = (size_t)(p.shared ? heads : heads + 2 * p.kv_heads) * HEAD_DIM;
-        int items = GROUP + (p.shared ? 0 : 2 * (n + 1));
-        for (int item = threadIdx.x / 32; item < items; item += ATTENTION_WARPS) {
-            bool query = item < GROUP;
-            int which = query ? 0 : 1 + (item - GROUP) % 2; /* query, key, value */
-            int token = query ? n : (item - GROUP) / 2, at = start + token;
-            if (!query && at / KEYS % SPLITS != split) continue;
-            int head = query ? kv * GROUP + item : heads + (which - 1) * p.kv_heads + kv;
-            const float *weights = which == 0 ? p.query_norm : which == 1 ? p.key_norm : nullptr;
-            Vector<PAIRS> x, norm, angles;
-            angles.load_angles(p, at);
-            x.load(p.qkv + token * width + (size_t)head * HEAD_DIM);
-            norm.fill(1.0f);
-            if (weights) norm.load(weights);
-            if (weights || (which == 2 && p.value_norm)) x.norm(norm, p.eps);
-            if (which < 2) x.rotate(angles);
-            if (query) {
-                x.store(room.queries[item]);
+        for (int number = warp; number < num_items(p); number += ATTENTION_WARPS) {
+            if (number != warp) look_up(p, number, item);
+            int which = item.which, at = start + item.token;
+            if (which && at / KEYS % SPLITS != split) continue;
+            Vector<PAIRS> x;
+            x.load(p.qkv + item.token * width + (size_t)item.head * HEAD_DIM);
+            if (item.weights || (which == 2 && p.value_norm)) x.norm(item.norm, p.eps);
+            if (which < 2) x.rotate(item.angles);
+            if (which == 0) {
+                x.store(room.queries[number]);
             } else {
-                x.store(room.fresh[which - 1][token]);
-                if (token == n) x.store((which == 1 ? p.key : p.value) + row_of(p, at));
+                x.store(room.fresh[which - 1][item.token]);
+                if (item.token == n) x.store((which == 1 ? p.key : p.value) + row_of(p, at));
             }
         }
     }
@@ -233,18 +277,21 @@ struct Attending {
     /* Whether this split has any positions. */
     __device__ __forceinline__ bool active() const { return first * KEYS <= here; }
 
-    __device__ __forceinline__ void run(const Attention &p, Room &room) {
-        int warp = threadIdx.x / 32, lane = threadIdx.x % 32, heads = p.kv_heads * GROUP;
+    /* What this split finds, in room.part: sums of values, weighed as if no other split were. */
+    __device__ __forceinline__ void run(const Attention &p, Room &room, Item &item) {
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         int team = threadIdx.x / (HEAD_DIM / 2), column = threadIdx.x % (HEAD_DIM / 2);
         float most = -INFINITY, total = 0.0f; /* of head `warp` */
         float2 mixed[GROUP];
 #pragma unroll
         for (int h = 0; h < GROUP; h++) mixed[h] = {0.0f, 0.0f};
-        size_t group = (size_t)n * p.kv_heads + kv, mine = (group * SPLITS + split) * GROUP;
-        prepare(p, room);
+        prepare(p, room, item);
         __syncthreads();
         for (int tile = first; tile * KEYS <= here; tile += SPLITS) {
-            if (tile != first) fetch(p, tile);
+            if (tile != first) {
+                __syncthreads(); /* all are done with the last tile's scores */
+                fetch(p, tile);
+            }
             fetch_fresh(p, tile, room);
             score(p, tile, room);
             __syncthreads();
@@ -269,26 +316,80 @@ struct Attending {
                     mixed[h].x += weight * value.x, mixed[h].y += weight * value.y;
                 }
             }
-            __syncthreads();
         }
-        /* The teams together. */
+        /* The teams together. Queries and fresh keys were last read before a barrier above. */
 #pragma unroll
         for (int h = 0; h < GROUP; h++) ((float2 *)room.found[team][h])[column] = mixed[h];
+        if (warp < GROUP) tell(room, warp, most, total);
         __syncthreads();
         for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += ATTENTION_THREADS) {
             float sum = 0.0f;
 #pragma unroll
             for (int t = 0; t < TEAMS; t++) sum += room.found[t][i / HEAD_DIM][i % HEAD_DIM];
-            p.part[mine * HEAD_DIM + i] = sum;
+            *place(room, i) = sum;
         }
-        if (warp < GROUP && lane == 0) p.most[mine + warp] = most, p.total[mine + warp] = total;
-        meet(p, group, heads, room);
+    }
+
+    /* Where this split's sum i goes: in a cluster, to whoever adds up that column. */
+    __device__ __forceinline__ float *place(Room &room, int i) const {
+#if __CUDA_ARCH__ >= 900
+        if constexpr (SPLITS == CLUSTER)
+            return cooperative_groups::this_cluster().map_shared_rank(&room, i / OWN)->part +
+                   split * OWN + i % OWN;
+#endif
+        return room.part + i;
+    }
+
+    /* A head's highest score and sum of weights in this split; by a warp. */
+    __device__ __forceinline__ void tell(Room &room, int head, float most, float total) const {
+        int lane = threadIdx.x % 32;
+#if __CUDA_ARCH__ >= 900
+        if constexpr (SPLITS == CLUSTER) {
+            if (lane >= CLUSTER) return;
+            Room *theirs = cooperative_groups::this_cluster().map_shared_rank(&room, lane);
+            theirs->most[split][head] = most, theirs->total[split][head] = total;
+            return;
+        }
+#endif
+        if (lane == 0) room.most[0][head] = most, room.total[0][head] = total;
+    }
+
+    /* A split without positions. */
+    __device__ __forceinline__ void find_nothing(Room &room) const {
+        if (threadIdx.x / 32 < GROUP) tell(room, threadIdx.x / 32, -INFINITY, 0.0f);
+    }
+
+    /* The blocks of a cluster are one head's and token's splits: each adds up some columns. */
+    __device__ __forceinline__ void meet_in_cluster(const Attention &p, const Room &room) const {
+        cluster_arrive(), cluster_wait();
+        for (int i = threadIdx.x; i < OWN; i += ATTENTION_THREADS) {
+            int at = split * OWN + i, head = at / HEAD_DIM;
+            float most = -INFINITY, all = 0.0f, mix = 0.0f;
+#pragma unroll
+            for (int s = 0; s < SPLITS; s++) most = fmaxf(most, room.most[s][head]);
+#pragma unroll
+            for (int s = 0; s < SPLITS; s++) {
+                float weight = __expf(room.most[s][head] - most);
+                if (weight == 0.0f) continue; /* found nothing, and wrote nothing */
+                all = fmaf(weight, room.total[s][head], all);
+                mix = fmaf(weight, room.part[s * OWN + i], mix);
+            }
+            p.out[((size_t)n * p.kv_heads + kv) * GROUP * HEAD_DIM + at] =
+                __float2bfloat16(mix / all);
+        }
     }
 
     /* Whichever block of a head and token ends last adds up what all found. */
-    __device__ __forceinline__ void meet(const Attention &p, size_t group, int heads,
-                                         Room &room) const {
+    __device__ __forceinline__ void meet(const Attention &p, Room &room) const {
         int base = oldest / KEYS, splits = min(here / KEYS - base + 1, SPLITS);
+        int heads = p.kv_heads * GROUP;
+        size_t group = (size_t)n * p.kv_heads + kv, mine = (group * SPLITS + split) * GROUP;
+        for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += ATTENTION_THREADS)
+            p.part[mine * HEAD_DIM + i] = room.part[i]; /* its own */
+        if (threadIdx.x < GROUP) {
+            p.most[mine + threadIdx.x] = room.most[0][threadIdx.x];
+            p.total[mine + threadIdx.x] = room.total[0][threadIdx.x];
+        }
         __syncthreads();
         if (threadIdx.x == 0) {
             __threadfence(); /* for all of the block, which has met */
@@ -325,23 +426,43 @@ struct Attending {
         if (threadIdx.x == 0) p.arrived[group] = 0;
     }
 };
-static_assert(KEYS == 32 && SPLITS == 32, "a lane for each");
+static_assert(KEYS == 32 && MOST_SPLITS == 32, "a lane for each");
 
-template <int PAIRS, int GROUP>
+template <int PAIRS, int GROUP, int SPLITS>
 __global__ void __launch_bounds__(ATTENTION_THREADS) attention_kernel(const Attention p) {
     extern __shared__ __align__(16) uint8_t dynamic[];
+    typedef Attending<PAIRS, GROUP, SPLITS> Block;
+    auto &room = *(AttentionRoom<PAIRS, GROUP> *)dynamic;
+    Block block;
+    typename Block::Item item;
     launch_dependents();
-    wait_for_inputs(); /* for the cache too: another layer may have written it */
-    Attending<PAIRS, GROUP> attending;
-    attending.begin(p, blockIdx.x, blockIdx.y, blockIdx.z);
-    if (attending.active()) attending.run(p, *(AttentionRoom<PAIRS, GROUP> *)dynamic);
+    if constexpr (SPLITS == CLUSTER) cluster_arrive(); /* this block's memory is there */
+    block.begin(p, blockIdx.x, blockIdx.y, blockIdx.z);
+    bool active = block.active(), early = active && block.settled(p);
+    if (early) block.fetch(p, block.first);
+    int warp = threadIdx.x / 32;
+    if (active && warp < block.num_items(p)) block.look_up(p, warp, item);
+    wait_for_inputs();
+    if constexpr (SPLITS == CLUSTER) cluster_wait(); /* and that of the others */
+    if (active && !early) block.fetch(p, block.first);
+    if (active) block.run(p, room, item);
+    if constexpr (SPLITS == CLUSTER) {
+        if (!active) block.find_nothing(room);
+        block.meet_in_cluster(p, room);
+    } else if (active) {
+        block.meet(p, room);
+    }
 }
 
 template <int PAIRS, int GROUP>
 static int launch_attention(const Attention *p, int dependent, void *queue) {
-    dim3 grid(p->kv_heads, SPLITS, p->m);
-    return launch(attention_kernel<PAIRS, GROUP>, *p, grid, ATTENTION_THREADS,
-                  sizeof(AttentionRoom<PAIRS, GROUP>), dependent, queue);
+    size_t room = sizeof(AttentionRoom<PAIRS, GROUP>);
+    if (dependent && p->window && p->window <= SHORT_WINDOW) /* as sm_90 has clusters, too */
+        return launch(attention_kernel<PAIRS, GROUP, CLUSTER>, *p,
+                      dim3(p->kv_heads, CLUSTER, p->m), ATTENTION_THREADS, room, true, queue,
+                      dim3(1, CLUSTER));
+    return launch(attention_kernel<PAIRS, GROUP, MOST_SPLITS>, *p,
+                  dim3(p->kv_heads, MOST_SPLITS, p->m), ATTENTION_THREADS, room, dependent, queue);
 }
 
 template <int PAIRS>

@@ -32,14 +32,18 @@ __device__ __forceinline__ float warp_max(float value) {
 
 template <class Kernel, class Args>
 static int launch(Kernel kernel, const Args &args, dim3 grid, int threads, size_t shared,
-                  bool dependent, void *queue) {
+                  bool dependent, void *queue, dim3 cluster = dim3(1)) {
     cudaLaunchConfig_t config = {};
     config.gridDim = grid, config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared, config.stream = (cudaStream_t)queue;
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute, config.numAttrs = dependent ? 1 : 0;
+    cudaLaunchAttribute attributes[2];
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = cluster.x, attributes[1].val.clusterDim.y = cluster.y;
+    attributes[1].val.clusterDim.z = cluster.z;
+    bool clustered = cluster.x * cluster.y * cluster.z > 1;
+    config.attrs = attributes, config.numAttrs = dependent ? clustered ? 2 : 1 : 0;
     cudaError_t error = cudaSuccess;
     if (shared > 32 * 1024) /* beside the static part; 48 KB in all need asking */
         error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

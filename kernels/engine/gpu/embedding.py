@@ -14,9 +14,9 @@ def embed(
 
     Both are the table's row times `scale`, rounded to bfloat16 as transformers rounds it.
     """
-    if DEPENDENT:
-        gdc_launch_dependents()
+    if DEPENDENT:  # in this order: whoever begins later may read what earlier steps wrote
         gdc_wait()
+        gdc_launch_dependents()
     m = tl.program_id(0)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = col < HIDDEN

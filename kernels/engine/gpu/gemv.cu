@@ -12,8 +12,9 @@
 #include "stage.cuh"
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
-constexpr int DEPTH = 6;          /* stages of the ring */
-constexpr int STAGED = 24 * 1024; /* bytes of inputs that are copied to shared memory */
+constexpr int DEPTH = 6;        /* stages of the ring */
+constexpr int NORM_MOST = 4096;   /* of a vector that is normed */
+constexpr int MOST_STAGED = 24 * 1024; /* bytes of inputs that are copied to shared memory */
 
 /* SHARE warps work on a tile together; the others of the block on other tiles. */
 template <int SHARE>
@@ -22,51 +23,128 @@ __device__ __forceinline__ void meet(int team) {
     else asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "r"(32 * SHARE) : "memory");
 }
 
-template <int SCHEME, bool ASYMMETRIC, int GROUPS, int SHARE>
+/* x [m, columns] goes to shared memory, if there is room, with the sums of its groups, which take
+ * off what the codes' offsets add: [m, groups], of one order whatever m is.
+ */
+template <int COLUMNS>
+struct Inputs {
+    static constexpr int LANES = COLUMNS / 8; /* that have a group's columns */
+    __nv_bfloat16 *x;
+    float *sums;
+
+    /* 8 inputs, of all lanes together. */
+    __device__ __forceinline__ void put(int chunk, bool inside, uint4 inputs) const {
+        if (x && inside) ((uint4 *)x)[chunk] = inputs;
+        if constexpr (LANES > 0) {
+            const uint32_t v[4] = {inputs.x, inputs.y, inputs.z, inputs.w};
+            float sum = 0.0f;
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                sum += __uint_as_float(v[j] << 16) + __uint_as_float(v[j] & 0xffff0000u);
+            for (int reach = LANES / 2; reach; reach /= 2)
+                sum += __shfl_xor_sync(~0u, sum, reach);
+            if (inside && chunk % LANES == 0) sums[chunk / LANES] = sum;
+        }
+    }
+
+    __device__ __forceinline__ void take_in(const Gemv &p) const {
+        constexpr int AT_ONCE = MOST_STAGED / 16 / THREADS; /* loads under way together */
+        int chunks = p.m * p.columns / 8;
+        for (int start = 0; start < chunks; start += AT_ONCE * THREADS) {
+            uint4 held[AT_ONCE];
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) {
+                int at = start + j * THREADS + threadIdx.x;
+                held[j] = at < chunks ? ((const uint4 *)p.x)[at] : uint4{0, 0, 0, 0};
+            }
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) {
+                int at = start + j * THREADS + threadIdx.x;
+                if (at / 32 * 32 < chunks) put(at, at < chunks, held[j]); /* a warp together */
+            }
+        }
+    }
+
+    __device__ __forceinline__ void make(const Gemv &p, float (*shared)[WARPS]) const {
+        int chunks = p.columns / 8;
+        for (int n = 0; n < p.m; n++) {
+            Normer<THREADS, NORM_MOST> normer;
+            normer.run(p.before, n, blockIdx.x == 0, shared);
+#pragma unroll
+            for (int c = 0; c < normer.CHUNKS; c++) {
+                int at = threadIdx.x + c * THREADS;
+                put(n * chunks + at, at < chunks, normer.chunk(p.before, c));
+            }
+        }
+    }
+};
+
+template <int SCHEME, bool ASYMMETRIC, int GROUPS, int SHARE, bool STAGED>
 __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv p) {
     constexpr int TEAMS = WARPS / SHARE;
     constexpr int ITEMS = 16 * MOST / (32 * SHARE) > 0 ? 16 * MOST / (32 * SHARE) : 1;
     typedef Stage<SCHEME, ASYMMETRIC, GROUPS> Weights;
+    constexpr int SIZE = sizeof(Weights), AROUND = DEPTH * SIZE;
     extern __shared__ __align__(16) uint8_t dynamic[];
     __shared__ float parts[2][WARPS][16][MOST + 1];
+    __shared__ __align__(16) __nv_bfloat16 nothing[Weights::COLUMNS];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int team = warp / SHARE, part = warp % SHARE, member = threadIdx.x % (32 * SHARE);
     int stages = p.columns / Weights::COLUMNS, stride = gridDim.x * TEAMS;
     int first = blockIdx.x * TEAMS + team;
-    Weights *ring = (Weights *)dynamic + warp * DEPTH;
-    __nv_bfloat16 *ready = (__nv_bfloat16 *)((Weights *)dynamic + WARPS * DEPTH);
+    uint8_t *ring = dynamic + warp * AROUND;
+    float *group_sums = (float *)(dynamic + WARPS * AROUND);
+    int num_sums = SCHEME == DENSE ? 0 : p.m * p.columns / Weights::GROUP;
+    auto *ready = (__nv_bfloat16 *)(group_sums + (num_sums + 3) / 4 * 4);
 
-    /* The warp's copies, one after the other, across its tiles. */
-    int ahead_tile = first, ahead = part;
-    auto fetch = [&](int slot) {
-        if (ahead_tile < p.tiles)
-            ring[slot].copy((const uint8_t *)p.weights +
-                            ((size_t)ahead_tile * stages + ahead) * Weights::BYTES);
+    /* The warp's copies, one after the other, across its tiles: so many of each, so many tiles. */
+    int each = part < stages ? (stages - part + SHARE - 1) / SHARE : 0;
+    int tiles = first < p.tiles ? (p.tiles - first + stride - 1) / stride : 0;
+    int to_copy = each * tiles, left = each, write_at = 0;
+    const uint8_t *from =
+        (const uint8_t *)p.weights + ((size_t)first * stages + part) * Weights::BYTES;
+    size_t jump = ((size_t)stride * stages - each * SHARE) * Weights::BYTES;
+    uint64_t policy = read_once();
+    auto copy = [&]() {
+        if (to_copy > 0) {
+            ((Weights *)(ring + write_at))->copy(from, policy);
+            from += SHARE * Weights::BYTES, to_copy--;
+            if (--left == 0) left = each, from += jump;
+        }
         end_of_stage();
-        ahead += SHARE;
-        if (ahead >= stages) ahead = part, ahead_tile += stride;
+        write_at = write_at == AROUND - SIZE ? 0 : write_at + SIZE;
     };
-    bool works = part < stages; /* a matrix may be narrower than its team */
-    if (works) {
 #pragma unroll
-        for (int j = 0; j < DEPTH - 1; j++) fetch(j); /* weights don't wait for anybody */
-    }
+    for (int j = 0; j < DEPTH - 1; j++) copy(); /* weights don't wait for anybody */
     launch_dependents();
+    if (STAGED && !p.x) Normer<THREADS, NORM_MOST>::prefetch(p.before);
+    if (threadIdx.x < Weights::COLUMNS / 2) ((uint32_t *)nothing)[threadIdx.x] = 0;
     wait_for_inputs();
-    const __nv_bfloat16 *x = p.x;
-    int bytes = p.m * p.columns * 2;
-    if (bytes <= STAGED) {
-        for (int i = threadIdx.x; i < bytes / 16; i += THREADS)
-            ((uint4 *)ready)[i] = ((const uint4 *)x)[i];
-        x = ready;
-        __syncthreads();
-    }
+    Inputs<SCHEME == DENSE ? 0 : Weights::GROUP> taken{STAGED ? ready : nullptr, group_sums};
+    if (!STAGED || p.x) taken.take_in(p);
+    else taken.make(p, (float(*)[WARPS])parts);
+    __syncthreads();
+    const __nv_bfloat16 *x = STAGED ? ready : p.x;
 
-    const __nv_bfloat16 *mine = g < p.m ? x + (size_t)g * p.columns + 4 * t : nullptr;
+    /* This lane's vector, or zeros; this lane's two vectors' sums. */
+    bool mine = g < p.m;
+    const __nv_bfloat16 *own = nothing + 4 * t;
+    if (mine) own = x + (size_t)g * p.columns + part * Weights::COLUMNS + 4 * t;
+    int input_step = mine ? SHARE * Weights::COLUMNS : 0;
+    int row_sums = num_sums / p.m, one = min(2 * t, p.m - 1), two = min(2 * t + 1, p.m - 1);
+    const float *own_sums = group_sums + one * row_sums + part * GROUPS;
+    int to_second = (two - one) * row_sums;
     Sums<SCHEME> sums;
     float best[ITEMS];
     int best_at[ITEMS], turn = 0;
     for (int i = 0; i < ITEMS; i++) best[i] = -INFINITY, best_at[i] = 0x7fffffff;
+
+    Beside at_first[ITEMS]; /* on its way while the first tile is multiplied */
+#pragma unroll
+    for (int item = 0; item < ITEMS; item++) {
+        int at = member + item * 32 * SHARE;
+        if (first < p.tiles) at_first[item].template load<SCHEME>(p, first * 16 + at % 16, at / 16);
+    }
 
     auto finish = [&](int tile) { /* add up the team's parts, and do what comes after */
         sums.hand_in(parts[turn][warp][0], MOST + 1, p.m);
@@ -75,8 +153,8 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv p) {
         for (int item = 0; item < ITEMS; item++) {
             int at = member + item * 32 * SHARE, r = at % 16, n = at / 16, row = tile * 16 + r;
             if (n >= p.m) continue;
-            Beside beside;
-            beside.load<SCHEME>(p, row, n);
+            Beside beside = at_first[item];
+            if (tile != first) beside.load<SCHEME>(p, row, n);
             float value = 0.0f;
             for (int w = 0; w < SHARE; w++) value += parts[turn][team * SHARE + w][r][n];
             value *= beside.scale;
@@ -86,24 +164,19 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv p) {
         turn ^= 1;
     };
 
-    if (works) {
-        int tile = first, stage = part, slot = 0;
-        while (tile < p.tiles) {
-            int last = slot ? slot - 1 : DEPTH - 1;
+    for (int tile = first, read_at = 0; tile < p.tiles; tile += stride) {
+        const __nv_bfloat16 *input = own;
+        const float *of_one = own_sums, *of_two = own_sums + to_second;
+        for (int i = 0; i < each; i++) {
             __syncwarp(); /* all lanes are done with the slot that is filled next */
-            fetch(last);
+            copy();
             wait_for_stage<DEPTH>();
             if (Weights::TABLES) __syncwarp(); /* the scales were copied by other lanes */
-            ring[slot].multiply(mine ? mine + stage * Weights::COLUMNS : nullptr, sums);
-            slot = slot == DEPTH - 1 ? 0 : slot + 1;
-            stage += SHARE;
-            if (stage >= stages) {
-                finish(tile);
-                tile += stride, stage = part;
-            }
+            ((const Weights *)(ring + read_at))->multiply(input, of_one, of_two, sums);
+            read_at = read_at == AROUND - SIZE ? 0 : read_at + SIZE;
+            input += input_step, of_one += SHARE * GROUPS, of_two += SHARE * GROUPS;
         }
-    } else {
-        for (int tile = first; tile < p.tiles; tile += stride) finish(tile);
+        finish(tile);
     }
     if (p.output != BEST) return;
 #pragma unroll
@@ -186,15 +259,19 @@ __global__ void unpack_kernel(const Unpack p) {
     }
 }
 
-constexpr int NORM_THREADS = 512, NORM_MOST = 4096;
-
-__global__ void __launch_bounds__(NORM_THREADS) norm_kernel(const Norm p) {
-    __shared__ float sums[2][NORM_THREADS / 32];
+__global__ void __launch_bounds__(THREADS) norm_kernel(const Norm p) {
+    __shared__ float sums[4][WARPS];
     launch_dependents();
-    Normer<NORM_THREADS, NORM_MOST> normer;
-    normer.load(p); /* the weights don't wait */
+    Normer<THREADS, NORM_MOST> normer;
+    normer.prefetch(p);
     wait_for_inputs();
-    normer.run(p, blockIdx.x, p.out + (size_t)blockIdx.x * p.size, true, sums);
+    normer.run(p, blockIdx.x, true, sums);
+#pragma unroll
+    for (int c = 0; c < normer.CHUNKS; c++) {
+        int at = threadIdx.x + c * THREADS;
+        uint4 chunk = normer.chunk(p, c);
+        if (at < p.size / 8) ((uint4 *)(p.out + (size_t)blockIdx.x * p.size))[at] = chunk;
+    }
 }
 
 /* The best of all teams' bests, and what follows from it: the token is fed back at once. */
@@ -209,23 +286,38 @@ struct Choice {
     int *position; /* moved on by one when a token is fed back */
 };
 
-__global__ void choose_kernel(const Choice p) {
-    launch_dependents();
-    wait_for_inputs();
-    int n = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (n >= p.m) return;
-    float best = -INFINITY;
-    int best_at = 0x7fffffff;
-    for (int i = lane; i < p.teams; i += 32) {
-        float value = p.best[i * MOST + n];
-        int at = p.best_at[i * MOST + n];
-        if (value > best || (value == best && at < best_at)) best = value, best_at = at;
-    }
+constexpr int CHOOSE_THREADS = 1024;
+
+/* The larger one of two, or the first of equals. */
+__device__ __forceinline__ void better(float &best, int &best_at, float value, int at) {
+    if (value > best || (value == best && at < best_at)) best = value, best_at = at;
+}
+
+__device__ __forceinline__ void best_of_warp(float &best, int &best_at) {
     for (int reach = 16; reach; reach /= 2) {
         float other = __shfl_xor_sync(~0u, best, reach);
-        int other_at = __shfl_xor_sync(~0u, best_at, reach);
-        if (other > best || (other == best && other_at < best_at)) best = other, best_at = other_at;
+        better(best, best_at, other, __shfl_xor_sync(~0u, best_at, reach));
     }
+}
+
+/* A block per vector. */
+__global__ void __launch_bounds__(CHOOSE_THREADS) choose_kernel(const Choice p) {
+    __shared__ float bests[32];
+    __shared__ int best_ats[32];
+    launch_dependents();
+    wait_for_inputs();
+    int n = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float best = -INFINITY;
+    int best_at = 0x7fffffff;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < p.teams; i += CHOOSE_THREADS)
+        better(best, best_at, p.best[i * MOST + n], p.best_at[i * MOST + n]);
+    best_of_warp(best, best_at);
+    if (lane == 0) bests[warp] = best, best_ats[warp] = best_at;
+    __syncthreads();
+    if (warp) return;
+    best = bests[lane], best_at = best_ats[lane];
+    best_of_warp(best, best_at);
     if (lane) return;
     p.choices[n] = best_at;
     if (!p.inputs) return;
@@ -234,14 +326,15 @@ __global__ void choose_kernel(const Choice p) {
     *p.position += 1;
 }
 
-template <int SCHEME, bool ASYMMETRIC, int GROUPS>
+template <int SCHEME, bool ASYMMETRIC, int GROUPS, bool STAGED>
 static int launch_shared(const Gemv *p, bool dependent, void *in) {
-    size_t inputs = (size_t)p->m * p->columns * sizeof(__nv_bfloat16);
-    if (inputs > STAGED) inputs = 0;
-    size_t ring = DEPTH * sizeof(Stage<SCHEME, ASYMMETRIC, GROUPS>);
+    typedef Stage<SCHEME, ASYMMETRIC, GROUPS> Weights;
+    size_t sums = SCHEME == DENSE ? 0 : (p->m * p->columns / Weights::GROUP + 3) / 4 * 16;
+    size_t inputs = STAGED ? (size_t)p->m * p->columns * sizeof(__nv_bfloat16) : 0;
+    size_t shared = WARPS * DEPTH * sizeof(Weights) + sums + inputs;
 #define LAUNCH(SHARE)                                                                             \
-    launch(gemv_kernel<SCHEME, ASYMMETRIC, GROUPS, SHARE>, *p, p->grid, THREADS, \
-           inputs + ring * WARPS, dependent, in)
+    launch(gemv_kernel<SCHEME, ASYMMETRIC, GROUPS, SHARE, STAGED>, *p, p->grid, THREADS, shared,  \
+           dependent, in)
     switch (p->share) {
         case 1: return LAUNCH(1);
         case 2: return LAUNCH(2);
@@ -251,17 +344,24 @@ static int launch_shared(const Gemv *p, bool dependent, void *in) {
 #undef LAUNCH
 }
 
+template <int SCHEME, bool ASYMMETRIC, int GROUPS>
+static int launch_packed(const Gemv *p, bool dependent, void *in) {
+    bool staged = p->m * p->columns * sizeof(__nv_bfloat16) <= MOST_STAGED;
+    return staged ? launch_shared<SCHEME, ASYMMETRIC, GROUPS, true>(p, dependent, in)
+                  : launch_shared<SCHEME, ASYMMETRIC, GROUPS, false>(p, dependent, in);
+}
+
 extern "C" int gemv_launch(const Gemv *p, int dependent, void *queue) {
     void *in = queue;
-    if (p->scheme == DENSE) return launch_shared<DENSE, false, 1>(p, dependent, in);
-    if (p->scheme == INT8) return launch_shared<INT8, false, 1>(p, dependent, in);
+    if (p->scheme == DENSE) return launch_packed<DENSE, false, 1>(p, dependent, in);
+    if (p->scheme == INT8) return launch_packed<INT8, false, 1>(p, dependent, in);
     switch ((p->group >= 128 ? 0 : p->group == 64 ? 1 : 2) + 3 * p->asymmetric) {
-        case 0: return launch_shared<INT4, false, 1>(p, dependent, in);
-        case 1: return launch_shared<INT4, false, 2>(p, dependent, in);
-        case 2: return launch_shared<INT4, false, 4>(p, dependent, in);
-        case 3: return launch_shared<INT4, true, 1>(p, dependent, in);
-        case 4: return launch_shared<INT4, true, 2>(p, dependent, in);
-        default: return launch_shared<INT4, true, 4>(p, dependent, in);
+        case 0: return launch_packed<INT4, false, 1>(p, dependent, in);
+        case 1: return launch_packed<INT4, false, 2>(p, dependent, in);
+        case 2: return launch_packed<INT4, false, 4>(p, dependent, in);
+        case 3: return launch_packed<INT4, true, 1>(p, dependent, in);
+        case 4: return launch_packed<INT4, true, 2>(p, dependent, in);
+        default: return launch_packed<INT4, true, 4>(p, dependent, in);
     }
 }
 
@@ -280,11 +380,11 @@ extern "C" int unpack_launch(const Gemv *p, const Unpack *u, void *queue) {
 }
 
 extern "C" int choose_launch(const Choice *p, int dependent, void *queue) {
-    return launch(choose_kernel, *p, 1, 32 * MOST, 0, dependent, queue);
+    return launch(choose_kernel, *p, p->m, CHOOSE_THREADS, 0, dependent, queue);
 }
 
 extern "C" int norm_launch(const Norm *p, int m, int dependent, void *queue) {
-    return launch(norm_kernel, *p, m, NORM_THREADS, 0, dependent, queue);
+    return launch(norm_kernel, *p, m, THREADS, 0, dependent, queue);
 }
 
 extern "C" const char *error_name(int error) { return cudaGetErrorString((cudaError_t)error); }

@@ -13,13 +13,18 @@ from .arguments import AttentionArgs, ChoiceArgs, GemvArgs, NormArgs, UnpackArgs
 from .packed import PackedLinear
 
 MOST = 8  # tokens of a step, as in device.cuh
-SPLITS = 32  # of the cached positions, as in attention.cuh
+SPLITS = 32  # of the cached positions at most, as in attention.cuh
 HEAD_DIMS, GROUPS = (64, 128, 256, 512), (1, 2, 3, 4)  # that attention.cuh has kernels for
 _BLOCKS_PER_SM = 8  # of a launch at most; what doesn't fit at once waits its turn
 # How many warps share a tile: so many that all memory channels are busy, and more where a warp's
 # part is long, since the last one to end decides. Measured on an H100.
 _FEW_WARPS, _MANY_WARPS, _LONG_PART = 8, 24, 16_384  # per SM, per SM, bytes
 _STORE, _GATED, _PER_LAYER, _BEST = range(4)
+
+
+# Vectors [m, columns] bfloat16, or of the residual stream what a norm makes of it: then each block
+# norms for itself, and the matrix needs no launch before its own.
+Inputs = Tensor | NormArgs
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,9 @@ class Multiplier:
     def _teams_per_block(self, w: PackedLinear) -> int:
         return 8 // self.share(w)
 
-    def norm(
+    def norm_of(
         self,
         residual: Tensor,
-        m: int,
         out: Tensor,
         *,
         norm: Tensor | None = None,
@@ -80,8 +84,8 @@ class Multiplier:
         delta_norm: Tensor | None = None,
         scale: float = 1.0,
         keep: Tensor | None = None,
-    ) -> Launch:
-        """out [m, hidden] bfloat16: the norm of (residual + norm(delta)) · scale.
+    ) -> NormArgs:
+        """Return what makes `out` [m, hidden] bfloat16: norm((residual + norm(delta)) · scale).
 
         Args:
             residual: [m, hidden] float32, as are `delta` and `keep`.
@@ -93,14 +97,17 @@ class Multiplier:
             None if tensor is None else tensor.data_ptr()
             for tensor in (residual, delta, delta_norm, norm, keep, out)
         )
-        args = NormArgs(*pointers, self._eps, scale, size)
+        return NormArgs(*pointers, self._eps, scale, size)
+
+    def norm(self, args: NormArgs, m: int) -> Launch:
+        """Norm m vectors of the residual stream."""
 
         def run() -> None:
             _check(self._c, self._c.norm_launch(ctypes.byref(args), m, self._dependent, _queue()))
 
         return Launch("norm", 0, run)
 
-    def store(self, label: str, w: PackedLinear, m: int, x: Tensor, y: Tensor) -> Launch:
+    def store(self, label: str, w: PackedLinear, m: int, x: Inputs, y: Tensor) -> Launch:
         """y [m, rows] float32."""
         return self._launch(label, w, m, x, output=_STORE, y=y.data_ptr())
 
@@ -109,7 +116,7 @@ class Multiplier:
         label: str,
         w: PackedLinear,
         m: int,
-        x: Tensor,
+        x: Inputs,
         out: Tensor,
         *,
         silu: bool,
@@ -122,7 +129,7 @@ class Multiplier:
         label: str,
         w: PackedLinear,
         m: int,
-        x: Tensor,
+        x: Inputs,
         out: Tensor,
         partner: Tensor,
         stride: int,
@@ -134,7 +141,7 @@ class Multiplier:
         )  # fmt: skip
 
     def best(
-        self, label: str, w: PackedLinear, m: int, x: Tensor, best: Tensor, at: Tensor
+        self, label: str, w: PackedLinear, m: int, x: Inputs, best: Tensor, at: Tensor
     ) -> Launch:
         """best, at [teams, MOST]: each team's largest output and its row; nothing else is kept."""
         return self._launch(
@@ -208,11 +215,11 @@ class Multiplier:
 
         return Launch("choose", 0, run)
 
-    def _launch(self, label: str, w: PackedLinear, m: int, x: Tensor, **outputs: int) -> Launch:
+    def _launch(self, label: str, w: PackedLinear, m: int, x: Inputs, **outputs: Any) -> Launch:
         args = GemvArgs(
             weights=w.weights.data_ptr(),
             scales=None if w.scales is None else w.scales.data_ptr(),
-            x=x.data_ptr(),
+            x=None if isinstance(x, NormArgs) else x.data_ptr(),
             scheme=w.scheme.number,
             asymmetric=int(w.scheme.asymmetric),
             tiles=w.tiles,
@@ -222,6 +229,7 @@ class Multiplier:
             m=m,
             grid=self.grid(w),
             share=self.share(w),
+            before=x if isinstance(x, NormArgs) else NormArgs(),
             **outputs,
         )
 

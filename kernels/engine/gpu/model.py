@@ -5,8 +5,9 @@ tokens at once (a decoded one, or a draft to verify) go through the packed kerne
 key/value cache.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 import triton
@@ -24,11 +25,13 @@ from ..norm import RMSNorm
 from ..per_layer import PerLayerGate
 from ..rope import RotaryTable
 from ..sequence import SoftTokens, check_tokens
+from .arguments import NormArgs
 from .embedding import embed, per_layer_inputs
 from .launches import GROUPS, HEAD_DIMS, MOST, SPLITS, Launch, Multiplier
 from .packed import PackedLinear
 
 _FAMILIES = ("llama", "gemma4")
+_NORMED_BY_ALL = 1  # vectors of a step up to which a matrix's blocks each norm for themselves
 _REPLAYS = 10  # of a component when it is timed; the quickest counts
 
 
@@ -142,8 +145,7 @@ class GpuModel(Model):
             answers = self._buffers[output][: len(tokens)]
             yield (answers[-1:] if last_only else answers).clone()
             return
-        rows = self.hidden(tokens, soft)
-        for some in torch.split(rows[-1:] if last_only else rows, MOST):
+        for some in torch.split(self.hidden(tokens, soft, last_only=last_only), MOST):
             self._buffers["residual"][: len(some)] = some
             self._replay(len(some), f"head-{output}")
             yield self._buffers[output][: len(some)].clone()
@@ -255,34 +257,39 @@ class GpuModel(Model):
     def _planned(self, m: int, output: str) -> list[Launch]:
         buffers, make = self._buffers, self._multiplier
         if output.startswith("head-"):  # the rest was done by the eager layers
-            last = make.norm(buffers["residual"], m, buffers["normed"], norm=self._float(self.norm))
-            return [last, *self._answer(m, output.removeprefix("head-"))]
+            norm = make.norm_of(buffers["residual"], buffers["normed"], norm=self._float(self.norm))
+            return [make.norm(norm, m), *self._answer(m, output.removeprefix("head-"))]
         launches, silu = self._embedding(m), self.config.family == "llama"
-        delta, normed = buffers["delta"], buffers["normed"]
+        delta = buffers["delta"]
         residual = _Residual(self._multiplier, m, buffers)
         for index, layer in enumerate(self.layers):
             before, after = _sandwich(layer)
+            qkv, gate_up = _packed(layer.qkv.qkv), _packed(layer.mlp.gate_up)
             launches += [
-                residual.normed(self._float(layer.input_norm)),
-                make.store("qkv", _packed(layer.qkv.qkv), m, normed, buffers["qkv"]),
+                *residual.into(
+                    partial(make.store, "qkv", qkv, m, y=buffers["qkv"]),
+                    self._float(layer.input_norm),
+                ),
                 self._attention(m, index),
                 make.store("attention-out", _packed(layer.out), m, buffers["attended"], delta),
             ]
             residual.add(self._float(before))
             launches += [
-                residual.normed(self._float(layer.mlp_norm)),
-                make.gated(
-                    "gate-up", _packed(layer.mlp.gate_up), m, normed, buffers["gated"], silu=silu
+                *residual.into(
+                    partial(make.gated, "gate-up", gate_up, m, out=buffers["gated"], silu=silu),
+                    self._float(layer.mlp_norm),
                 ),
                 make.store("down", _packed(layer.mlp.down), m, buffers["gated"], delta),
             ]
             residual.add(self._float(after))
             if isinstance(layer, Gemma4Layer):
                 if layer.gate is not None:
-                    launches += [residual.normed(None), *self._gate(m, index, layer.gate)]
+                    launches += self._gate(m, index, layer.gate, residual)
                     residual.add(self._float(layer.gate.norm))
                 residual.scale(float(layer.scalar))
-        return [*launches, residual.normed(self._float(self.norm)), *self._answer(m, output)]
+        # The head has more blocks than can be there at once: they don't norm each for itself.
+        launches += [make.norm(residual.moved(self._float(self.norm)), m), *self._answer(m, output)]
+        return launches
 
     def _answer(self, m: int, output: str) -> list[Launch]:
         buffers, make, head = self._buffers, self._multiplier, _packed(self.head)
@@ -293,13 +300,18 @@ class GpuModel(Model):
             make.choose(make.teams(head), m, buffers, feed_back=output == "feed-back"),
         ]
 
-    def _gate(self, m: int, index: int, gate: PerLayerGate) -> list[Launch]:
+    def _gate(self, m: int, index: int, gate: PerLayerGate, residual: "_Residual") -> list[Launch]:
         buffers, make, size = self._buffers, self._multiplier, self.config.per_layer_size
         own = buffers["per-layer"].view(-1)[index * size :]
         stride, gated = self.config.num_layers * size, buffers["per-layer-gated"]
         down, up = _packed(gate.down), _packed(gate.up)
         return [
-            make.per_layer("per-layer", down, m, buffers["normed"], gated, own, stride),
+            *residual.into(
+                partial(
+                    make.per_layer, "per-layer", down, m, out=gated, partner=own, stride=stride
+                ),
+                None,
+            ),
             make.store("per-layer", up, m, gated, buffers["delta"]),
         ]
 
@@ -382,17 +394,24 @@ class _Residual:
         """Scale the sum when it is next looked at."""
         self._scale = factor
 
-    def normed(self, norm: Tensor | None) -> Launch:
-        """Return the launch that adds what is pending and norms the sum."""
+    def moved(self, norm: Tensor | None) -> NormArgs:
+        """Add what is pending; return what norms the sum."""
         out = self._buffers["normed"]
         if self._pending is None:
-            return self._make.norm(self._now, self._m, out, norm=norm)
+            return self._make.norm_of(self._now, out, norm=norm)
         keep = self._next
-        launch = self._make.norm(
-            self._now, self._m, out, norm=norm, keep=keep, scale=self._scale, **self._pending
+        args = self._make.norm_of(
+            self._now, out, norm=norm, keep=keep, scale=self._scale, **self._pending
         )
         self._now, self._next, self._pending, self._scale = keep, self._now, None, 1.0
-        return launch
+        return args
+
+    def into(self, multiply: Callable[..., Launch], norm: Tensor | None) -> list[Launch]:
+        """Return the launches that add what is pending, norm the sum and multiply that (`x`)."""
+        args = self.moved(norm)
+        if self._m <= _NORMED_BY_ALL:
+            return [multiply(x=args)]
+        return [self._make.norm(args, self._m), multiply(x=self._buffers["normed"])]
 
 
 def _sandwich(layer: AnyLayer) -> tuple[RMSNorm | None, RMSNorm | None]:

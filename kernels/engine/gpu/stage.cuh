@@ -12,7 +12,7 @@
  *              4t+2 of both, half-byte i + 4 the column after it; after the 1024 bytes, for each
  *              group of the stage's 128 columns, 16 scales or 16 pairs (scale, minimum), float16
  * Codes are unsigned. A 4-bit code q in the low bits of 0x4300 is the bfloat16 number 128 + q; what
- * that adds is taken off with the sum of the inputs, which one more mma against ones gives.
+ * that adds is taken off with the sum of the inputs, which all tiles share.
  *
  * m16n8k16's order of k within a unit is ours to choose, so x is read in its natural order.
  */
@@ -22,6 +22,7 @@
 #include <stdint.h>
 
 #include "device.cuh"
+#include "norm.cuh"
 
 enum Scheme { DENSE = 0, INT8 = 1, INT4 = 2 };
 enum Output { STORE = 0, GATED = 1, PER_LAYER = 2, BEST = 3 };
@@ -29,7 +30,7 @@ enum Output { STORE = 0, GATED = 1, PER_LAYER = 2, BEST = 3 };
 struct Gemv {
     const uint4 *weights;
     const float *scales; /* int8: [tiles, 16] */
-    const __nv_bfloat16 *x; /* [m, columns] */
+    const __nv_bfloat16 *x; /* [m, columns]; null: what `before` makes */
     float *y;               /* STORE: [m, rows] */
     __nv_bfloat16 *out;   /* GATED: [m, rows / 2]; PER_LAYER: [m, rows] */
     const float *partner; /* PER_LAYER: [m, partner_stride], multiplied with gelu(y) */
@@ -37,11 +38,20 @@ struct Gemv {
     int *best_at;
     int scheme, asymmetric, tiles, rows, columns, group, m, output, silu, partner_stride, grid;
     int share; /* warps that work on a tile together: 1, 2, 4 or 8 */
+    Norm before;
 };
 
-__device__ __forceinline__ void copy_ahead(void *to, const void *from) {
+/* Weights are read once a step: what is cached goes before anything else does. */
+__device__ __forceinline__ uint64_t read_once() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ __forceinline__ void copy_ahead(void *to, const void *from, uint64_t policy) {
     uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(at), "l"(from));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2;" ::"r"(at),
+                 "l"(from), "l"(policy));
 }
 
 __device__ __forceinline__ void end_of_stage() { asm volatile("cp.async.commit_group;"); }
@@ -76,7 +86,7 @@ __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x));
 /* A warp's sums over its part of a tile, of lane (g, t): rows g, g + 8, vectors 2t, 2t + 1. */
 template <int SCHEME>
 struct Sums {
-    float y[4] = {}, high[4] = {}, ones[4] = {};
+    float y[4] = {}, high[4] = {};
 
     /* Leave them in [16 rows, stride], and begin anew. */
     __device__ __forceinline__ void hand_in(float *rows, int stride, int m) {
@@ -84,10 +94,10 @@ struct Sums {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             if (SCHEME == DENSE) y[i] += high[i];
-            if (SCHEME == INT8) y[i] += 16.0f * high[i] - 2304.0f * ones[i];
+            if (SCHEME == INT8) y[i] = fmaf(16.0f, high[i], y[i]);
             int n = 2 * t + i % 2;
             if (n < m) rows[(g + 8 * (i / 2)) * stride + n] = y[i];
-            y[i] = high[i] = ones[i] = 0.0f;
+            y[i] = high[i] = 0.0f;
         }
     }
 };
@@ -98,37 +108,42 @@ struct Stage {
     static constexpr int COLUMNS = SCHEME == DENSE ? 32 : SCHEME == INT8 ? 64 : 128;
     static constexpr int TABLES = SCHEME == INT4 ? GROUPS * 16 * (ASYMMETRIC ? 4 : 2) : 0;
     static constexpr int BYTES = 1024 + TABLES;
+    static constexpr int GROUP = SCHEME == INT4 ? 128 / GROUPS : COLUMNS; /* that share a sum */
     uint4 weights[2][32];
     uint8_t tables[TABLES ? TABLES : 16];
 
-    __device__ __forceinline__ void copy(const uint8_t *from) {
+    __device__ __forceinline__ void copy(const uint8_t *from, uint64_t policy) {
         int lane = threadIdx.x % 32;
-        copy_ahead(&weights[0][lane], from + 16 * lane);
-        copy_ahead(&weights[1][lane], from + 512 + 16 * lane);
-        if (TABLES && lane < TABLES / 16) copy_ahead(tables + 16 * lane, from + 1024 + 16 * lane);
+        copy_ahead(&weights[0][lane], from + 16 * lane, policy);
+        copy_ahead(&weights[1][lane], from + 512 + 16 * lane, policy);
+        if (TABLES && lane < TABLES / 16)
+            copy_ahead(tables + 16 * lane, from + 1024 + 16 * lane, policy);
     }
 
-    /* Add a group's part; row: of the tile. */
+    /* Add a group's part; row: of the tile; x: the inputs' sums, of both vectors. */
     __device__ __forceinline__ void apply(int group, int row, float *y, const float *c,
-                                          const float *s) const {
+                                          const float *x) const {
         float scale, offset; /* offset: what the codes' 128 and, if symmetric, their 8 adds */
         if (ASYMMETRIC) {
             __half2 pair = ((const __half2 *)tables)[group * 16 + row];
-            scale = __low2float(pair), offset = __high2float(pair) - 128.0f * scale;
+            scale = __low2float(pair), offset = fmaf(-128.0f, scale, __high2float(pair));
         } else {
             scale = __half2float(((const __half *)tables)[group * 16 + row]);
             offset = -136.0f * scale;
         }
-        y[0] += scale * c[0] + offset * s[0];
-        y[1] += scale * c[1] + offset * s[1];
+        /* Written out: a compiler that fuses one vector's otherwise than another's rounds otherwise. */
+        y[0] = fmaf(offset, x[0], fmaf(scale, c[0], y[0]));
+        y[1] = fmaf(offset, x[1], fmaf(scale, c[1], y[1]));
     }
 
-    /* x: at this stage's columns, of this lane's vector; null where there is none. */
-    __device__ __forceinline__ void multiply(const __nv_bfloat16 *x, Sums<SCHEME> &sums) const {
+    /* x: at this stage's columns, of this lane's vector, or zeros; one, two: sums of the inputs, at
+     * this stage's groups, of the vectors whose products this lane gets.
+     */
+    __device__ __forceinline__ void multiply(const __nv_bfloat16 *x, const float *one,
+                                             const float *two, Sums<SCHEME> &sums) const {
         float(&y)[4] = sums.y, (&high)[4] = sums.high;
-        constexpr uint32_t ONES = 0x3f803f80u;
         int lane = threadIdx.x % 32, g = lane / 4;
-        float c[2][4] = {}, sum[2][4] = {}; /* two chains of products: one hides the other */
+        float c[2][4] = {}; /* two chains of products: one hides the other */
 #pragma unroll
         for (int part = 0; part < 2; part++) {
             uint4 w = weights[part][lane];
@@ -136,7 +151,7 @@ struct Stage {
             uint2 b[COLUMNS / 32];
 #pragma unroll
             for (int s = 0; s < COLUMNS / 32; s++)
-                b[s] = x ? *(const uint2 *)(x + part * COLUMNS / 2 + 16 * s) : uint2{0, 0};
+                b[s] = *(const uint2 *)(x + part * COLUMNS / 2 + 16 * s);
             if constexpr (SCHEME == DENSE) {
                 mma(part ? high : y, v[0], v[1], v[2], v[3], b[0]);
             } else if constexpr (SCHEME == INT8) {
@@ -146,29 +161,32 @@ struct Stage {
                     mma(y, magic(one), magic(one >> 8), magic(two), magic(two >> 8), b[s]);
                     mma(high, magic(one >> 4), magic(one >> 12), magic(two >> 4), magic(two >> 12),
                         b[s]);
-                    mma(sums.ones, ONES, ONES, ONES, ONES, b[s]);
                 }
             } else {
 #pragma unroll
                 for (int s = 0; s < 4; s++) {
                     mma(c[part], magic(v[s]), magic(v[s] >> 4), magic(v[s] >> 8),
                         magic(v[s] >> 12), b[s]);
-                    mma(sum[part], ONES, ONES, ONES, ONES, b[s]);
                     int block = 4 * part + s, size = 8 / GROUPS; /* blocks of 16 to a group */
                     if (GROUPS > 1 && block % size == size - 1) {
-                        apply(block / size, g, y, c[part], sum[part]);
-                        apply(block / size, g + 8, y + 2, c[part] + 2, sum[part] + 2);
+                        const float sum[2] = {one[block / size], two[block / size]};
+                        apply(block / size, g, y, c[part], sum);
+                        apply(block / size, g + 8, y + 2, c[part] + 2, sum);
 #pragma unroll
-                        for (int i = 0; i < 4; i++) c[part][i] = sum[part][i] = 0.0f;
+                        for (int i = 0; i < 4; i++) c[part][i] = 0.0f;
                     }
                 }
             }
         }
         if constexpr (SCHEME == INT4 && GROUPS == 1) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) c[0][i] += c[1][i], sum[0][i] += sum[1][i];
-            apply(0, g, y, c[0], sum[0]);
-            apply(0, g + 8, y + 2, c[0] + 2, sum[0] + 2);
+            for (int i = 0; i < 4; i++) c[0][i] += c[1][i];
+            const float sum[2] = {*one, *two};
+            apply(0, g, y, c[0], sum);
+            apply(0, g + 8, y + 2, c[0] + 2, sum);
+        } else if constexpr (SCHEME == INT8) { /* 128 + 16 · 128, twice: the codes', the halves' */
+#pragma unroll
+            for (int i = 0; i < 4; i++) y[i] = fmaf(-2304.0f, i % 2 ? *two : *one, y[i]);
         }
     }
 };

@@ -15,7 +15,7 @@ TOKENS = torch.randint(512, (60,), generator=torch.Generator().manual_seed(1)).t
 SIZES = {
     "vocab_size": 512,
     "hidden_size": 128,
-    "intermediate_size": 256,
+    "intermediate_size": 2048,  # eight of them are more than a kernel keeps beside its weights
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
@@ -38,7 +38,7 @@ def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             global_head_dim=128,
             sliding_window=16,
             num_kv_shared_layers=2,
-            hidden_size_per_layer_input=64,
+            hidden_size_per_layer_input=128,
             vocab_size_per_layer_input=512,
             final_logit_softcapping=30.0,
             layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
@@ -72,7 +72,7 @@ def test_logits_are_nearer_to_fp32_than_eager_ones(
     assert (fused - exact).abs().mean() < 1.1 * (eager - exact).abs().mean()
 
 
-@pytest.mark.parametrize("weights", ["dense", "int8"])
+@pytest.mark.parametrize("weights", ["dense", "int8", "int4-g32", "int4-g128"])
 def test_a_token_among_others_is_bit_for_bit_the_token_alone(
     weights: str, model_dir: Path, tmp_path: Path
 ) -> None:
