@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from slipstream.evaluation.acceptance import Cause, Verdict
+from slipstream.evaluation.challenge import Tier
 from slipstream.kernels.levers import Lever, Risk
 from slipstream.memory.duplicates import REOPEN_SPEEDUP
 from slipstream.memory.ledger import LedgerEntry
@@ -81,6 +82,13 @@ class KnowingBriefing(Briefing):
         return _refutations(self.trials)
 
     @cached_property
+    def levers(self) -> dict[str, Lever]:
+        """Its engine's levers, without those that no gate but the challenge's lets through."""
+        lossy = self.rules is not None and self.rules.tier is Tier.CHALLENGE
+        every = self.catalogue.levers.items()
+        return {name: lever for name, lever in every if lossy or lever.risk is not Risk.LOSSY}
+
+    @cached_property
     def known(self) -> dict[tuple[str, str], LedgerEntry]:
         """What the ledger says of single levers, on any challenge of this family and machine."""
         return {(entry.lever, entry.value): entry for entry in self.ledger}
@@ -120,7 +128,7 @@ class KnowingBriefing(Briefing):
 
 def single_moves(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Iterator[Move]:
     """Yield every change of one lever that is possible, new and not known to be useless."""
-    for name, lever in briefing.catalogue.levers.items():
+    for name, lever in briefing.levers.items():
         for value in lever.values:
             if value == briefing.champion_settings[name]:
                 continue
@@ -132,7 +140,7 @@ def single_moves(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Iter
 def mixture(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Move | None:
     """Draw a few levers at random: what is left when TPE only repeats what it knows."""
     rng = random.Random(f"{briefing.seed}-{len(briefing.planned)}")
-    known = briefing.catalogue.levers
+    known = briefing.levers
     for draw in range(_DRAWS):
         count = min(len(known), 2 + 3 * draw // _DRAWS)  # then three, then four
         levers = rng.sample(sorted(known), count)
@@ -149,7 +157,7 @@ def mixture(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Move | No
 def bundle(briefing: KnowingBriefing, moves: list[Move]) -> Move | None:
     """Return the best harmless value of each harmless lever in one move, if that is a move."""
     changed: dict[str, str] = {}
-    levers = briefing.catalogue.levers
+    levers = briefing.levers
     for move in moves:  # the best come first
         ((name, value),) = move.changed.items()
         if _is_harmless(levers[name]) and move.gain > 0:

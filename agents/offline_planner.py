@@ -8,12 +8,14 @@ exploration: in turn a lever that nobody has tried, or what Optuna's TPE sampler
 so far, with PPL as a constraint; and the next move of the least tried lineage.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import optuna
 
 from slipstream.evaluation.acceptance import Cause
 from slipstream.kernels.catalogue import Catalogue
+from slipstream.kernels.levers import Lever
 
 from .moves import (
     KnowingBriefing,
@@ -111,7 +113,7 @@ class OfflinePlanner:
     ) -> Move | None:
         """Ask TPE; of what it changes, pull two levers at most, so that a finding can name them."""
         for _ in range(_TRIES):
-            trial = study.ask(_distributions(briefing.catalogue))
+            trial = study.ask(_distributions(briefing.levers))
             study.tell(trial, state=optuna.trial.TrialState.FAIL)  # judged trials are added whole
             wanted = {
                 name: value
@@ -161,11 +163,11 @@ def _proposal(move: Move, parent: str | None = None, head_start: float = 1.0) ->
 
 
 def _distributions(
-    catalogue: Catalogue,
+    levers: Mapping[str, Lever],
 ) -> dict[str, optuna.distributions.BaseDistribution]:
     return {
         name: optuna.distributions.CategoricalDistribution(lever.values)
-        for name, lever in catalogue.levers.items()
+        for name, lever in levers.items()
     }
 
 
@@ -175,7 +177,7 @@ def _frozen(trial: Trial, catalogue: Catalogue) -> optuna.trial.FrozenTrial:
     excess = max(trial.ppl_excess, 0.01) if trial.cause is Cause.QUALITY else trial.ppl_excess
     return optuna.trial.create_trial(
         params=settings,
-        distributions=_distributions(catalogue),
+        distributions=_distributions(catalogue.levers),
         value=trial.speed,
         constraints={"ppl": excess},  # feasible at zero and below
     )

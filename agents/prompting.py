@@ -101,6 +101,9 @@ def _profile(briefing: Briefing) -> str:
         for row in found.components
     ]
     whole = f"a token: {1e3 * found.token_s:.2f} ms; first token {found.first_token_s:.3f} s"
+    if found.acceptance:
+        shares = ", ".join(f"{share:.0%}" for share in found.acceptance)
+        rows.append(f"drafted tokens that came true, by position: {shares}")
     return "\n".join([*rows, whole])
 
 

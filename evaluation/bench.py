@@ -12,7 +12,7 @@ from . import sandbox
 from .challenge import Challenge
 from .evaluator import Evaluator, LocalEvaluator
 from .home import make_dir
-from .models import fetch_model
+from .models import fetch_model, with_drafter
 from .pairs import Pair, Stage
 from .prompts import fresh_prompts, load_prompts, scored_per_split
 from .site import Site
@@ -91,7 +91,8 @@ def open_bench(
         SlipstreamError: no such model, or one without a tokenizer.
     """
     model_dir = fetch_model(challenge.model, say)
-    shape, workload = read_shape(model_dir), challenge.workload
+    engine_dir = with_drafter(model_dir, challenge.drafter, say)
+    shape, workload = read_shape(engine_dir), challenge.workload
     prompts = load_prompts(workload, model_dir, shape.vocab_size)
     evaluator = LocalEvaluator(
         challenge,
@@ -99,6 +100,7 @@ def open_bench(
         prompts,
         fresh_prompts(workload, model_dir, shape.vocab_size, seed, folder),
         tree_of,
+        engine_dir=engine_dir,
         vocab_size=shape.vocab_size,
         seed=seed,
         scratch=make_dir(folder / "baselines"),

@@ -99,6 +99,9 @@ class Challenge(_Strict):
     gpu: str | None = None
     tier: Tier = Tier.NEAR_LOSSLESS
     protocol: Literal[1] = 1
+    drafter: str = Field(
+        "", description="URI of what guesses tokens for the model: a smaller one, or its assistant"
+    )
     baseline: Literal["transformers-bf16", "transformers-fp32"] = "transformers-bf16"
     engine: str = Field(
         "", description="where a run starts: empty for the shipped engine, a served one's name"

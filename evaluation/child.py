@@ -34,6 +34,7 @@ from .protocol import (
     KERNELS,
     MAX_FRAME_BYTES,
     KernelCase,
+    check_acceptance,
     check_kernel_cases,
     check_logits,
     check_profile,
@@ -180,6 +181,10 @@ class ChildEngine:
         request = {"do": "profile", "prompt": list(prompt), "num_tokens": num_tokens}
         timeout_s = 60.0 + 10 * _SECONDS_PER_TOKEN * (num_tokens + len(prompt) / 8)
         return check_profile(self._ask(request, timeout_s).answer)
+
+    def acceptance(self) -> tuple[float, ...]:
+        """Return the share of drafted tokens that came true, by position; its own account."""
+        return check_acceptance(self._ask({"do": "acceptance"}, 60.0).answer)
 
     def test_kernels(self, kernels: Sequence[str]) -> tuple[KernelCase, ...]:
         """Run the reference tests of some kernels, or of all, in the engine's process."""

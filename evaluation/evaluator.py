@@ -99,6 +99,8 @@ class LocalEvaluator:
         prompts: what the reference continues to documents that quality is scored on.
         timed_prompts: fresh ones, drawn for this run.
         tree_of: where the tree of a variant lies.
+        engine_dir: the model's folder as engines see it, with what guesses for it; by default as
+            the reference sees it.
         seed: of everything that is drawn; secret until the run is over.
         scratch: a folder for the baselines' trees.
         unsafe_local: run changed source even without a sandbox.
@@ -114,6 +116,7 @@ class LocalEvaluator:
         timed_prompts: Sequence[Prompt],
         tree_of: Callable[[str], Path],
         *,
+        engine_dir: Path | None = None,
         vocab_size: int,
         seed: int,
         scratch: Path,
@@ -124,6 +127,7 @@ class LocalEvaluator:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._challenge, self._model_dir, self._tree_of = challenge, model_dir, tree_of
+        self._engine_dir = engine_dir or model_dir
         self._prompts, self._timed_prompts = prompts, timed_prompts
         self._vocab_size = vocab_size
         self._seed, self._scratch, self._sandbox, self._say = seed, scratch, sandbox, say
@@ -269,7 +273,7 @@ class LocalEvaluator:
         folder, programs = self._start_of(variant)
         engine = ChildEngine(
             folder,
-            self._model_dir,
+            self._engine_dir,
             max_context=workload.max_context,
             sandbox=self._sandbox,
             limits=self._limits,

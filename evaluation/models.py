@@ -93,6 +93,31 @@ def fetch_model(uri: str, say: Say = lambda _: None) -> Path:
     )
 
 
+def with_drafter(model_dir: Path, uri: str, say: Say = lambda _: None) -> Path:
+    """Return a folder with a model's files, and in `drafter/` those of what guesses for it.
+
+    Args:
+        model_dir: as `fetch_model` returned it.
+        uri: the drafter's; empty: there is none, and the model's own folder will do.
+
+    Raises:
+        SlipstreamError: what `fetch_model` raises of the drafter.
+    """
+    if not uri:
+        return model_dir
+    drafter = fetch_model(uri, say)
+    key = hashlib.sha256(f"{model_dir}|{drafter}".encode()).hexdigest()[:16]
+
+    def link(into: Path) -> None:
+        for source, folder in ((model_dir, into), (drafter, into / "drafter")):
+            folder.mkdir(exist_ok=True)
+            for path in source.iterdir():
+                if path.is_file():
+                    (folder / path.name).symlink_to(path.resolve())
+
+    return _cached(f"with-drafter-{key}", link, lambda _: None, uri)
+
+
 def fetch_config(uri: str, say: Say = lambda _: None) -> Path:
     """Return a folder with a model's `config.json`, without its weights if it is on the Hub.
 

@@ -36,6 +36,7 @@ class Profile:
     Attributes:
         token_s: seconds per decoded token, on the parent's clock.
         first_token_s: seconds to the first token.
+        acceptance: share of drafted tokens that came true, by position; empty without drafts.
     """
 
     components: tuple[Component, ...]
@@ -43,6 +44,7 @@ class Profile:
     first_token_s: float
     read_bytes: float
     bandwidth_gbps: float
+    acceptance: tuple[float, ...] = ()
 
     @property
     def roofline(self) -> float:
@@ -93,4 +95,5 @@ def profile(
     rest_s = token_s - sum(times.values())
     if rest_s > 0.01 * token_s:
         rows.append(Component("between them", 0.0, rest_s, rest_s / token_s, None))
-    return Profile(tuple(rows), token_s, first_s, sum(census.values()), bandwidth_gbps)
+    read_bytes, acceptance = sum(census.values()), engine.acceptance()
+    return Profile(tuple(rows), token_s, first_s, read_bytes, bandwidth_gbps, acceptance)

@@ -193,6 +193,21 @@ def check_profile(message: dict[str, Any]) -> dict[str, float]:
     return times
 
 
+def check_acceptance(message: dict[str, Any]) -> tuple[float, ...]:
+    """Return the shares of an answer to `acceptance`, by position.
+
+    Raises:
+        InvalidOutputError: anything but a few shares.
+    """
+    shares = _only_field(message, "acceptance")
+    if not isinstance(shares, list) or len(shares) > _MOST_COMPONENTS:
+        raise InvalidOutputError(f"acceptance is at most {_MOST_COMPONENTS} shares")
+    for share in shares:
+        if type(share) is not float or not 0 <= share <= 1:
+            raise InvalidOutputError(f"acceptance: {str(share)[:40]!r} is no share")
+    return tuple(shares)
+
+
 def check_kernel_cases(message: dict[str, Any], asked: Sequence[str]) -> tuple[KernelCase, ...]:
     """Return the cases of an answer to `test`.
 

@@ -114,7 +114,7 @@ class Sandbox:
         """
         *sockets, seccomp_fd = descriptors
         arguments = [str(_bwrap()), *self._mounts(limits)]
-        arguments += ["--ro-bind", str(tree), "/variant", "--ro-bind", str(model), "/model"]
+        arguments += ["--ro-bind", str(tree), "/variant", *_model_mounts(model)]
         if programs is not None:
             arguments += ["--ro-bind", str(programs.parent), str(programs.parent)]
         arguments += ["--ro-bind", str(_INSIDE), "/inside", "--remount-ro", "/"]
@@ -149,6 +149,17 @@ class Sandbox:
         for name in (*_TOPOLOGY, *(_GPU_FILES if self._gpu else ())):
             arguments += ["--ro-bind-try", name, name]
         return arguments
+
+
+def _model_mounts(model: Path) -> list[str]:
+    """Mount a model's folder; where files in it are links (a Hub's snapshot), what they lead to."""
+    files = [path for path in sorted(model.rglob("*")) if path.is_file()]
+    if not any(path.is_symlink() for path in files):
+        return ["--ro-bind", str(model), "/model"]
+    arguments: list[str] = []
+    for path in files:
+        arguments += ["--ro-bind", str(path.resolve()), f"/model/{path.relative_to(model)}"]
+    return arguments
 
 
 class NoSandbox:

@@ -5,7 +5,7 @@ A served engine's are in its `levers.toml`, one table a lever:
     [levers.batch]
     values = ["512", "2048"]        # the first is the seed's
     summary = "tokens of a prompt that are computed together"
-    risk = "none"                   # or rounding, speculative
+    risk = "none"                   # or rounding, speculative, lossy
     weight_bits = [16.0, 8.5]       # of each value, if it changes how many bits a weight has
     tokens_per_step = [1.0, 1.8]    # of each value, if a pass over the weights gives several
 """

@@ -8,12 +8,13 @@ token's embedding, Gemma 4's per-layer ones) are kilobytes and left out.
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0}
+_WORDS = {"all": 1.0, "half": 0.5, "quarter": 0.25}
 
 
 class Matrix(NamedTuple):
@@ -66,6 +67,29 @@ class ModelShape:
     family: str = ""
     layers: tuple[LayerShape, ...] = ()
     per_layer_size: int = 0
+    drafter: str = ""  # "model" or "assistant", if one lies beside it
+
+    @property
+    def num_skippable(self) -> int:
+        """How many layers an engine may leave out."""
+        return len(self._skippable)
+
+    @cached_property
+    def _skippable(self) -> list[int]:
+        """As `engine/lossy.py` has it: not the ends, nor a layer whose cache others read."""
+        layers = self.every_layer
+        first = next((i for i, layer in enumerate(layers) if layer.shares_cache), len(layers))
+        kinds = {layer.window is None: i for i, layer in enumerate(layers[:first])}
+        read = set(kinds.values()) if first < len(layers) else set()
+        return [i for i in range(1, len(layers) - 1) if i not in read]
+
+    def without(self, num_layers: int, window: int | None) -> "ModelShape":
+        """Return the sizes with some layers left out, and no window wider than this one."""
+        gone = set(self._skippable[-num_layers:]) if num_layers else set()
+        layers = [layer for i, layer in enumerate(self.every_layer) if i not in gone]
+        if window is not None:
+            layers = [replace(e, window=min(e.window or window, window)) for e in layers]
+        return replace(self, num_layers=len(layers), layers=tuple(layers))
 
     @cached_property
     def every_layer(self) -> tuple[LayerShape, ...]:
@@ -108,7 +132,16 @@ def read_shape(model_dir: Path) -> ModelShape:
         family=raw["model_type"],
         layers=_gemma4_layers(raw) if raw["model_type"] == "gemma4_text" else (),
         per_layer_size=raw.get("hidden_size_per_layer_input") or 0,
+        drafter=_drafter(model_dir / "drafter"),
     )
+
+
+def _drafter(folder: Path) -> str:
+    config = folder / "config.json"
+    if not config.is_file():
+        return ""
+    kind = json.loads(config.read_text())["model_type"]
+    return "assistant" if kind == "gemma4_assistant" else "model"
 
 
 def _gemma4_layers(raw: dict[str, Any]) -> tuple[LayerShape, ...]:
@@ -153,13 +186,19 @@ def bytes_per_token(
     shape: ModelShape, settings: dict[str, str], *, context: int = 256
 ) -> dict[str, float]:
     """Return the bytes one decoded token reads, per component, with `context` cached positions."""
+    skipped, window = settings.get("skip", "none"), settings.get("window", "model")
+    if (skipped, window) != ("none", "model"):
+        shape = shape.without(
+            0 if skipped == "none" else int(skipped), None if window == "model" else int(window)
+        )
     dtype = settings.get("dtype", "bfloat16")
     weights, head = settings.get("weights", "dense"), settings.get("head", "dense")
     census: dict[str, float] = {}
     for name, outputs, inputs, copies in shape.matrices:
         read = copies * matrix_bytes(outputs, inputs, weights, dtype)
         census[name] = census.get(name, 0.0) + read
-    census["head"] = matrix_bytes(shape.vocab_size, shape.hidden_size, head, dtype)
+    words = int(shape.vocab_size * _WORDS[settings.get("vocab", "all")])
+    census["head"] = matrix_bytes(words, shape.hidden_size, head, dtype)
     # Every layer reads the keys and values that it sees, also where an earlier layer holds them.
     numbers = sum(e.cached * min(context, e.window or context) for e in shape.every_layer)
     if settings.get("cache", "growing") == "growing":  # each step reads and writes all of it again

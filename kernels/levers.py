@@ -16,6 +16,7 @@ class Risk(StrEnum):
 
     NONE = "none"  # the same arithmetic, up to rounding order
     ROUNDING = "rounding"  # fewer bits; the quality gate decides
+    LOSSY = "lossy"  # computes less than the model: for the challenge tier
     SPECULATIVE = "speculative"  # verified, so lossless; may cost time when guesses are wrong
 
 
@@ -75,6 +76,11 @@ class Lever:
             return f"{self.name}={value}: not one of {', '.join(self.values)}"
         if self.name == "threads" and value != "all" and int(value) > machine.num_cores:
             return f"threads={value}: this machine has {machine.num_cores} cores"
+        kind = value.partition("-")[0]
+        if self.name == "draft" and kind in ("model", "assistant") and shape.drafter != kind:
+            return f"draft={value}: the challenge names no such drafter"
+        if self.name == "skip" and value != self.default and int(value) > shape.num_skippable:
+            return f"skip={value}: only {shape.num_skippable} layers can be left out"
         if self.name in ("compile", "step") and value != self.default and not machine.has_compiler:
             what = "nvcc (the CUDA toolkit)" if machine.device == "cuda" else "apt-get install g++"
             return f"{self.name}={value}: needs a compiler ({what})"
@@ -166,10 +172,33 @@ CATALOGUE: dict[str, Lever] = {
         ),
         Lever(
             "draft",
-            ("off", "lookup-2", "lookup-4", "lookup-7", "lookup-adaptive"),
-            "guess tokens from earlier text and verify them in one pass",
+            (
+                *("off", "lookup-2", "lookup-4", "lookup-7", "lookup-adaptive"),
+                *("model-4", "model-adaptive", "assistant-4", "assistant-adaptive"),
+            ),
+            "guess tokens (from earlier text, by a smaller model, by Gemma 4's assistant) and "
+            "verify them in one pass",
             Risk.SPECULATIVE,
-            tokens_per_step=(1.0, 1.05, 1.08, 1.08, 1.1),
+            needs="any CPU; model and assistant: the challenge's drafter",
+            tokens_per_step=(1.0, 1.05, 1.08, 1.08, 1.1, 1.5, 1.5, 2.0, 2.0),
+        ),
+        Lever(
+            "vocab",
+            ("all", "half", "quarter"),
+            "score only the words with the lowest ids, which a tokenizer's merges made first",
+            Risk.LOSSY,
+        ),
+        Lever(
+            "window",
+            ("model", "1024", "512", "256", "128"),
+            "let every layer see only so many of the latest positions",
+            Risk.LOSSY,
+        ),
+        Lever(
+            "skip",
+            ("none", "1", "2", "4", "8"),
+            "leave so many layers out, from the back, but for the last",
+            Risk.LOSSY,
         ),
         Lever(
             "threads",

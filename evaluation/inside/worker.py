@@ -47,6 +47,9 @@ def _answer(engine: _Loaded, request: dict[str, Any]) -> dict[str, Any]:
             return {"logits": engine.reveal(request["token"]).numpy().tobytes()}
         case "profile":
             return {"profile": engine.profile(request["prompt"], request["num_tokens"])}
+        case "acceptance":
+            # An engine from before drafters were counted has none.
+            return {"acceptance": list(getattr(engine, "acceptance", list)())}
         case "test":
             return {"rows": _beside("kernel_tests").run(request["kernels"])}
         case "extend":

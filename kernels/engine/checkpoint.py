@@ -68,6 +68,18 @@ class Checkpoint:
         """Return the tensor `name`, or None."""
         return self.take(name) if name in self else None
 
+    def take_integers(self, name: str) -> Tensor:
+        """Return a tensor of indices [...], int64.
+
+        Raises:
+            ValueError: the checkpoint has no such tensor.
+        """
+        if name not in self._holder:
+            raise ValueError(f"checkpoint has no tensor {name!r}")
+        file, stored = self._holder[name]
+        tensor: Tensor = file.get_tensor(stored)
+        return tensor.to(self.device, torch.int64)
+
     def _random(self, name: str) -> Tensor:
         """Return the same numbers for the same name and seed, on one kind of device.
 

@@ -18,7 +18,9 @@ _FAMILIES = {
     "gemma3_text": "gemma3",
     "gemma4_text": "gemma4",
     "gemma4": "gemma4",
+    "gemma4_assistant": "gemma4",
 }
+_ANOTHER_MODEL = -1  # whose keys and values an assistant reads
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ModelConfig:
     Attributes:
         windows: how many positions a query sees, itself included; None where it sees all.
         kv_sources: the earlier layer whose keys and values a layer reads; None where it has its
-            own.
+            own, -1 where they are another model's.
         values_are_keys: whether a layer's key projection is its value projection, too.
         per_layer_size: size of the embedding that each layer gets of each token; 0 without.
         logit_cap: logits are squeezed between minus and plus this; None without.
@@ -114,7 +116,12 @@ def read_config(model_dir: Path) -> ModelConfig:
         overrides = layer_overrides(raw, kinds)
         head_dims = tuple(o.get("head_dim", head_dim) for o in overrides)
         all_kv_heads = tuple(o.get("num_key_value_heads", kv_heads) for o in overrides)
-        sources = kv_sources(kinds, raw.get("num_kv_shared_layers") or 0)
+        num_shared = raw.get("num_kv_shared_layers") or 0
+        sources = (
+            (_ANOTHER_MODEL,) * num_layers
+            if num_shared == num_layers
+            else kv_sources(kinds, num_shared)
+        )
         if raw.get("use_double_wide_mlp"):
             sizes = tuple(s * (1 if k is None else 2) for s, k in zip(sizes, sources, strict=True))
     k_eq_v = bool(raw.get("attention_k_eq_v"))

@@ -7,25 +7,30 @@ scored through. Both run the same model, one position after the other.
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .assistant import Assistant
 from .checkpoint import Checkpoint
 from .config import read_config
-from .draft import PromptLookup
+from .draft import Acceptance, Drafter, DraftModel, Pace, PromptLookup
 from .levers import Levers, read_levers
 from .model import Model
 from .native import NativeModel
 from .sequence import SoftTokens
 
+DRAFTER = "drafter"  # the folder, beside a model's files, of what guesses for it
+
 
 class Engine:
     """Greedy decoding of one sequence at a time."""
 
-    def __init__(self, model: Model | NativeModel) -> None:
-        self.model = model
+    def __init__(self, model: Model | NativeModel, drafter: Drafter | None = None) -> None:
+        self.model, self._drafter = model, drafter
+        self._acceptance = Acceptance()
         self.vocab_size = model.config.vocab_size
 
     @property
@@ -93,6 +98,10 @@ class Engine:
             times = self.model.profile(first, num_tokens - 1)
         return {name: seconds / (num_tokens - 1) for name, seconds in times.items()}
 
+    def acceptance(self) -> list[float]:
+        """Return the share of guesses that came true so far, by their position after a token."""
+        return self._acceptance.shares()
+
     @torch.inference_mode()
     def _plain(
         self, prompt: list[int], num_tokens: int, at_once: int, soft: SoftTokens | None
@@ -109,27 +118,34 @@ class Engine:
     def _drafted(
         self, prompt: list[int], num_tokens: int, soft: SoftTokens | None
     ) -> Iterator[list[int]]:
-        lookup = PromptLookup(self.model.levers.draft)
-        for token in prompt:
-            lookup.append(token)
+        kind, _, depth = self.model.levers.draft.partition("-")
+        drafter = PromptLookup() if kind == "lookup" else self._drafter
+        if drafter is None:
+            raise ValueError(f"draft={self.model.levers.draft}: no drafter was loaded")
+        pace = Pace(depth)
+        drafter.begin(prompt)
         (last,) = self.model.choose(prompt, soft=soft)
-        lookup.append(last)
+        drafter.accept([last])
         yield [last]
-        left = num_tokens - 1
+        left, row = num_tokens - 1, 0
         while left > 0:
-            guesses = lookup.guess()[: left - 1]
+            guesses = drafter.guess(last, self._normed(row), min(pace.num_draft, left - 1))
             start = self.model.length
             choices = self.model.choose([last, *guesses], last_only=False)
             accepted = 0
             while accepted < len(guesses) and guesses[accepted] == choices[accepted]:
                 accepted += 1
-            lookup.learn(len(guesses), accepted)
+            self._acceptance.note(len(guesses), accepted)
+            pace.learn(len(guesses), accepted)
             self.model.truncate(start + 1 + accepted)
             tokens = choices[: accepted + 1]
-            for token in tokens:
-                lookup.append(token)
+            drafter.accept(tokens)
             yield tokens
-            last, left = tokens[-1], left - len(tokens)
+            last, row, left = tokens[-1], accepted, left - len(tokens)
+
+    def _normed(self, row: int) -> Tensor:
+        """Return what the newest token was chosen from [hidden]; nothing where no drafter asks."""
+        return self.model.normed[row] if isinstance(self.model, Model) else torch.empty(0)
 
 
 def load(tree: Path, model_dir: Path, max_context: int) -> Engine:
@@ -149,7 +165,33 @@ def load(tree: Path, model_dir: Path, max_context: int) -> Engine:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = Checkpoint(model_dir, getattr(torch, levers.dtype), device)
     with torch.inference_mode():
-        return Engine(_model_type(levers, device)(checkpoint, config, levers, max_context))
+        model = _model_type(levers, device)(checkpoint, config, levers, max_context)
+        return Engine(model, _drafter(model_dir / DRAFTER, model, device))
+
+
+def _drafter(
+    folder: Path, model: Model | NativeModel, device: str
+) -> Assistant | DraftModel | None:
+    """Load what guesses for a model, if its lever asks for one."""
+    lever = f"draft={model.levers.draft}"
+    kind = model.levers.draft.partition("-")[0]
+    if kind in ("off", "lookup"):
+        return None
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{lever}: the model's folder has no {DRAFTER}/")
+    if kind == "assistant":
+        if not isinstance(model, Model) or model.config.family != "gemma4":
+            raise ValueError(f"{lever}: guesses for Gemma 4 alone")
+        return Assistant(folder, model)
+    config, levers = read_config(folder), replace(model.levers, draft="off")
+    if config.vocab_size != model.config.vocab_size:
+        raise ValueError(
+            f"{lever}: its vocabulary of {config.vocab_size} isn't the model's of "
+            f"{model.config.vocab_size}"
+        )
+    checkpoint = Checkpoint(folder, getattr(torch, levers.dtype), device)
+    context = min(model.max_context, config.max_positions)
+    return DraftModel(_model_type(levers, device)(checkpoint, config, levers, context))
 
 
 def _model_type(levers: Levers, device: str) -> type[Model | NativeModel]:

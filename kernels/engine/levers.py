@@ -21,7 +21,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "step": ("eager", "native", "graph"),
     "activations": ("bfloat16", "int8"),
     "compile": ("off", "layer"),
-    "draft": ("off", "lookup-2", "lookup-4", "lookup-7", "lookup-adaptive"),
+    "draft": (
+        "off",
+        *("lookup-2", "lookup-4", "lookup-7", "lookup-adaptive"),
+        *("model-4", "model-adaptive", "assistant-4", "assistant-adaptive"),
+    ),
+    "vocab": ("all", "half", "quarter"),
+    "window": ("model", "1024", "512", "256", "128"),
+    "skip": ("none", "1", "2", "4", "8"),
 }
 
 
@@ -41,6 +48,9 @@ class Levers:
     activations: str = "bfloat16"
     compile: str = "off"
     draft: str = "off"
+    vocab: str = "all"
+    window: str = "model"
+    skip: str = "none"
 
     def __post_init__(self) -> None:
         for field in fields(self):

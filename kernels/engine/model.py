@@ -17,6 +17,7 @@ from .gemma4 import Gemma4Layer
 from .levers import Levers
 from .linear import make_linear
 from .llama import LlamaLayer
+from .lossy import kept_layers, kept_words, narrowed, widened
 from .norm import make_norm
 from .per_layer import PerLayerInputs
 from .rope import RotaryTable
@@ -31,11 +32,19 @@ _LAYERS: dict[str, type[AnyLayer]] = {
 
 
 class Model:
-    """A decoder with its caches. `length` is the number of positions they hold."""
+    """A decoder with its caches. `length` is the number of positions they hold.
+
+    Attributes:
+        normed: what the latest logits were made of, [rows, hidden].
+        kept: which of the model's layers `layers` are.
+    """
+
+    normed: Tensor
 
     def __init__(
         self, ckpt: Checkpoint, config: ModelConfig, levers: Levers, max_context: int
     ) -> None:
+        config = narrowed(config, levers)
         self.config, self.levers, self.max_context = config, levers, max_context
         self.device = ckpt.device
         layer_type = _LAYERS[config.family]
@@ -49,11 +58,11 @@ class Model:
             index for index, source in enumerate(config.kv_sources) if source is None
         )
         self._nothing: tuple[tuple[Tensor, ...], ...] = ((),) * config.num_layers
-        self.layers = [layer_type(ckpt, i, config, levers) for i in range(config.num_layers)]
+        self.kept = kept_layers(config, levers)
+        self.layers = [layer_type(ckpt, i, config, levers) for i in self.kept]
         self.norm = make_norm(ckpt, "model.norm", config, levers)
-        self.head = make_linear(
-            self.embedding if config.tied_head else ckpt.take("lm_head.weight"), levers.head
-        )
+        words = self.embedding if config.tied_head else ckpt.take("lm_head.weight")
+        self.head = make_linear(words[: kept_words(config, levers)], levers.head)
         self.tables = {
             rope: RotaryTable(rope, max_context, ckpt.dtype, ckpt.device)
             for rope in dict.fromkeys(config.ropes)
@@ -125,8 +134,11 @@ class Model:
         if self.per_layer is not None:
             extras = tuple((rows,) for rows in self.per_layer(ids, x))
         narrow_at = self._first_without_own_keys if last_only else config.num_layers
-        for index, (before, after) in enumerate(self._step_halves if count == 1 else self._halves):
-            if index == narrow_at:  # nobody looks at what these layers make of the other tokens
+        halves = self._step_halves if count == 1 else self._halves
+        for index, (before, after) in zip(self.kept, halves, strict=True):
+            if (
+                index >= narrow_at and len(x) > 1
+            ):  # nobody looks at what these layers make of the other tokens
                 x, extras = x[-1:], tuple(tuple(e[-1:] for e in own) for own in extras)
                 angles = {rope: (cos[-1:], sin[-1:]) for rope, (cos, sin) in angles.items()}
             queries_keys, values = before(x, *angles[config.ropes[index]])
@@ -147,12 +159,14 @@ class Model:
 
     def logits_of(self, rows: Tensor) -> Tensor:
         """Return the logits [rows, vocab_size] of the last layer's output [rows, hidden]."""
-        return self.capped(self.head(self.norm(rows)))
+        self.normed = self.norm(rows)
+        return self.capped(self.head(self.normed))
 
     def capped(self, logits: Tensor) -> Tensor:
-        """Return logits squeezed as the model was trained with, if it was."""
+        """Return logits of all words, squeezed as the model was trained with, if it was."""
         cap = self.config.logit_cap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        capped = logits if cap is None else torch.tanh(logits / cap) * cap
+        return widened(capped, self.config.vocab_size)
 
     def choose(
         self, tokens: list[int], *, last_only: bool = True, soft: SoftTokens | None = None

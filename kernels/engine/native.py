@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint
 from .compiled import SOURCES, build
 from .config import ModelConfig
 from .levers import Levers
+from .lossy import kept_layers, kept_words, narrowed, widened
 from .packing import MatrixSpec, Packed, pack
 from .rope import RotaryTable
 from .sequence import SoftTokens, check_tokens
@@ -76,6 +77,7 @@ class NativeModel:
         portable: bool = False,
     ) -> None:
         _check(config, levers, ckpt.device)
+        config = narrowed(config, levers)
         self.config, self.levers, self.max_context = config, levers, max_context
         self.length = 0
         self._c = native_functions()
@@ -87,19 +89,20 @@ class NativeModel:
         }
         embedding = ckpt.take("model.embed_tokens.weight").to(torch.bfloat16).contiguous()
         head = embedding if config.tied_head else ckpt.take("lm_head.weight")
-        layers = (_LayerSpec * config.num_layers)(
-            *(self._layer(ckpt, i) for i in range(config.num_layers))
-        )
+        kept, self._num_words = kept_layers(config, levers), kept_words(config, levers)
+        layers = (_LayerSpec * len(kept))(*(self._layer(ckpt, i) for i in kept))
         # Gemma multiplies embeddings by √hidden, rounded to bfloat16.
         scale = torch.tensor(math.sqrt(config.hidden_size)).bfloat16().item()
         spec = _DecoderSpec(
             config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim,
-            config.intermediate_size, config.vocab_size, max_context, config.family == "gemma3",
+            config.intermediate_size, self._num_words, max_context, config.family == "gemma3",
             torch.get_num_threads(), portable,
             config.norm_eps, config.attention_scale, scale if config.family == "gemma3" else 1.0,
             self._keep(embedding), self._norm(ckpt, "model.norm"),
-            self._keep_packed(pack(head, levers.head, int8_inputs=self._int8_inputs)),
-            config.num_layers, layers,
+            self._keep_packed(
+                pack(head[: self._num_words], levers.head, int8_inputs=self._int8_inputs)
+            ),
+            len(kept), layers,
         )  # fmt: skip
         self._decoder = _POINTER(self._c.decoder_new(ctypes.byref(spec)))
 
@@ -132,9 +135,9 @@ class NativeModel:
             ValueError: no tokens, an id outside the vocabulary, or more than `max_context`.
         """
         _check_soft(soft)
-        logits = torch.empty(1 if last_only else len(tokens), self.config.vocab_size)
+        logits = torch.empty(1 if last_only else len(tokens), self._num_words)
         self._forward(tokens, logits, last_only=last_only)
-        return logits
+        return widened(logits, self.config.vocab_size)
 
     def choose(
         self, tokens: list[int], *, last_only: bool = True, soft: SoftTokens | None = None

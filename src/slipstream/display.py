@@ -201,6 +201,9 @@ def print_profile(found: "Profile") -> None:
         f"{found.read_bytes / 1e6:.0f} MB at {found.bandwidth_gbps:.1f} GB/s: "
         f"{found.roofline:.0%} of the roofline; first token after {found.first_token_s:.3f} s"
     )
+    if found.acceptance:
+        shares = ", ".join(f"{share:.0%}" for share in found.acceptance)
+        out.print(f"drafted tokens that came true, by position: {shares}")
 
 
 def print_projection(tps: float, there: "Machine") -> None:

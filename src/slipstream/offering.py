@@ -43,7 +43,7 @@ def serve(
     from slipstream.evaluation.challenge import load_challenge
     from slipstream.evaluation.home import data_dir
     from slipstream.evaluation.manifest import complete_model
-    from slipstream.evaluation.models import fetch_model
+    from slipstream.evaluation.models import fetch_model, with_drafter
     from slipstream.graph.lineage import find_tree
     from slipstream.kernels.variants import VariantStore
     from slipstream.memory.store import open_memory
@@ -61,7 +61,7 @@ def serve(
         "name": name or rules.name,
         "max-context": str(max_context),
     }
-    model = fetch_model(rules.model, say_plainly)
+    model = with_drafter(fetch_model(rules.model, say_plainly), rules.drafter, say_plainly)
     if tree.serves:
         complete_model(tree, rules.model, model)
     command = serve_command(tree, where, model, options, unsafe_local=unsafe_local)
@@ -82,7 +82,7 @@ def export(
     from slipstream.evaluation.challenge import load_challenge
     from slipstream.evaluation.home import data_dir
     from slipstream.evaluation.manifest import complete_model
-    from slipstream.evaluation.models import fetch_model
+    from slipstream.evaluation.models import fetch_model, with_drafter
     from slipstream.graph.lineage import find_tree
     from slipstream.kernels.variants import VariantStore
     from slipstream.memory.store import open_memory
@@ -96,7 +96,9 @@ def export(
         tree = find_tree(store, VariantStore(data_dir() / "variants"), variant, settings)
         manifest = make_manifest(tree, rules)
         story = tell(store, tree.id, tree.settings, rules, manifest)
-    model = fetch_model(rules.model, say) if manifest["model_id"] == "model" else None
+    model = None
+    if manifest["model_id"] == "model":
+        model = with_drafter(fetch_model(rules.model, say), rules.drafter, say)
     if tree.serves and model is not None:
         complete_model(tree, rules.model, model)
     found = write(tree, rules, model, folder.absolute(), story, say)

@@ -131,7 +131,7 @@ def test_optuna_heeds_the_constraint() -> None:
     study = planner._updated_study(replace(FRESH, trials=tuple(trials)))
     from slipstream.agents.offline_planner import _distributions
 
-    asked = [study.ask(_distributions(SHIPPED)).params["head"] for _ in range(30)]
+    asked = [study.ask(_distributions(SHIPPED.levers)).params["head"] for _ in range(30)]
     assert asked.count("int8") < 8
 
 

@@ -142,12 +142,14 @@ class GpuModel(Model):
             self._place(tokens)
             self._replay(len(tokens), output)
             self._set_length(self.length + len(tokens))
+            self.normed = self._buffers["normed"][: len(tokens)]
             answers = self._buffers[output][: len(tokens)]
             yield (answers[-1:] if last_only else answers).clone()
             return
         for some in torch.split(self.hidden(tokens, soft, last_only=last_only), MOST):
             self._buffers["residual"][: len(some)] = some
             self._replay(len(some), f"head-{output}")
+            self.normed = self._buffers["normed"][: len(some)]
             yield self._buffers[output][: len(some)].clone()
 
     def _set_length(self, length: int) -> None:
@@ -251,7 +253,7 @@ class GpuModel(Model):
             "choices": zeros(MOST, dtype=whole),
             "history": zeros(self.max_context, dtype=whole),
             "count": zeros(1, dtype=whole),
-            "logits": zeros(MOST, config.vocab_size),
+            "logits": zeros(MOST, _packed(self.head).rows),
         }
 
     def _planned(self, m: int, output: str) -> list[Launch]:
@@ -262,7 +264,7 @@ class GpuModel(Model):
         launches, silu = self._embedding(m), self.config.family == "llama"
         delta = buffers["delta"]
         residual = _Residual(self._multiplier, m, buffers)
-        for index, layer in enumerate(self.layers):
+        for index, layer in zip(self.kept, self.layers, strict=True):
             before, after = _sandwich(layer)
             qkv, gate_up = _packed(layer.qkv.qkv), _packed(layer.mlp.gate_up)
             launches += [
@@ -270,7 +272,7 @@ class GpuModel(Model):
                     partial(make.store, "qkv", qkv, m, y=buffers["qkv"]),
                     self._float(layer.input_norm),
                 ),
-                self._attention(m, index),
+                self._attention(m, index, layer),
                 make.store("attention-out", _packed(layer.out), m, buffers["attended"], delta),
             ]
             residual.add(self._float(before))
@@ -350,8 +352,8 @@ class GpuModel(Model):
             Launch("per-layer", 2 * layers * size, run_per_layer),
         ]
 
-    def _attention(self, m: int, index: int) -> Launch:
-        config, buffers, layer = self.config, self._buffers, self.layers[index]
+    def _attention(self, m: int, index: int, layer: AnyLayer) -> Launch:
+        config, buffers = self.config, self._buffers
         source = config.kv_sources[index]
         cache = self.caches[index if source is None else source]
         assert isinstance(cache, StaticCache)
