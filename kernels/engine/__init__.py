@@ -12,7 +12,8 @@ a file:
     norm.py  rope.py  mlp.py  attention.py  cache.py  projections.py
     llama.py  gemma3.py  gemma4.py                 one decoder layer of each family
     per_layer.py   an embedding for each layer
-    model.py     embeddings → layers → head        draft.py    prompt lookup
+    model.py     embeddings → layers → head        lossy.py    computing less than that
+    draft.py     who guesses tokens                assistant.py  Gemma 4's own drafter
     packing.py  native.py                          the whole decoder in C++, one call a step:
     step.cpp  gemv.h  mix.h  team.h  compiled.py   layers, matrices, attention, threads, the build
     gpu/         the whole step on a GPU

@@ -1,4 +1,4 @@
-"""A challenge's drafter: beside the model's files, in the sandbox too, with an account of itself."""
+"""A challenge's drafter: beside the model's files, in the sandbox too, its account checked."""
 
 import math
 from pathlib import Path

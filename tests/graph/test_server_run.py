@@ -98,7 +98,6 @@ def story(
 
 
 @pytest.mark.slow
-@pytest.mark.timed  # two threads that spin for each other suffer from company
 @pytest.mark.timeout(900)
 def test_edits_and_levers_of_a_server_are_judged(
     story: tuple[Memory, str, list[Experiment], ModelServer],
@@ -129,7 +128,6 @@ def test_edits_and_levers_of_a_server_are_judged(
 
 
 @pytest.mark.slow
-@pytest.mark.timed
 @pytest.mark.timeout(900)
 def test_the_run_is_replayed(story: tuple[Memory, str, list[Experiment], ModelServer]) -> None:
     memory, run, _, server = story

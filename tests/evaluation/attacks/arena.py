@@ -8,7 +8,7 @@ the same.
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from slipstream.agents.roles import Workbench
 from slipstream.evaluation.acceptance import Judgement
 from slipstream.evaluation.challenge import parse_challenge
+from slipstream.evaluation.errors import EngineError
+from slipstream.evaluation.pairs import Stage
 from slipstream.graph.context import LoopContext
 from slipstream.graph.implement import build_variant
 from slipstream.graph.inspection import inspect_variant
@@ -145,6 +147,16 @@ class Arena:
         """Return what the champion reached in each pair of the latest experiment."""
         evidence = self.context.memory.evidence(f"{self.context.run}-{self.count:03d}")
         return [pair.tps_rival for pair in evidence.pairs]
+
+    def champions_tps_beside(self, tree: Tree, num_pairs: int = 8) -> list[float]:
+        """Race a tree against the champion once more, until it breaks off."""
+        found: list[float] = []
+        evaluator, attempts = self.context.evaluator, dict.fromkeys(range(num_pairs), 0)
+        with suppress(EngineError):
+            for pair in evaluator.pairs(tree.id, self.champion, Stage.LOOK, attempts):
+                found.append(pair.tps_rival)
+        evaluator.release(tree.id)
+        return found
 
 
 class Smuggler:

@@ -52,16 +52,22 @@ def test_there_are_enough_of_them() -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_attack_is_caught_and_its_twin_passes(arena: Arena, attack: Attack) -> None:
-    judgement = arena.judge(tree_with(PRELUDE + attack.cheat, "Cheat"), attack.name)
+    cheat = tree_with(PRELUDE + attack.cheat, "Cheat")
+    judgement = arena.judge(cheat, attack.name)
     during = arena.champions_tps()
     print(f"{attack.name}: {judgement.verdict}, {judgement.reason}")
     assert judgement.verdict in attack.verdicts, judgement
     assert re.search(attack.reason, judgement.reason), judgement.reason
-    twin = arena.judge(tree_with(PRELUDE + attack.twin, "Honest"), attack.name)
+    honest = tree_with(PRELUDE + attack.twin, "Honest")
+    twin = arena.judge(honest, attack.name)
     assert twin.verdict == "kept", twin
     arena.peace = arena.champions_tps() or arena.peace  # a twin seen before isn't measured again
     if during:  # the champion was about as fast
         change = float(np.median(during) / np.median(arena.peace))
+        if not 0.85 < change < 1.15:  # the machine's doing, or the attack's? more pairs tell
+            during += arena.champions_tps_beside(cheat)
+            arena.peace += arena.champions_tps_beside(honest)
+            change = float(np.median(during) / np.median(arena.peace))
         arena.changes[attack.name] = math.log(change)
         assert 0.85 < change < 1.15, change
 
