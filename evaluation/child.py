@@ -74,6 +74,7 @@ class ChildEngine:
         sandbox: where it runs; a plain child process by default.
         fence: of the GPU that it runs on, if it runs on one.
         programs: of a server, the folder whose `python` its command means; None: this Python's.
+        kernels: where the shipped engine's were built; None: it builds them itself.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class ChildEngine:
         limits: Limits | None = None,
         fence: GpuFence | None = None,
         programs: Path | None = None,
+        kernels: Path | None = None,
     ) -> None:
         self._limits, self._fence = limits or Limits(), fence
         self._stopped_at: int | None = None  # CPU ticks when it was stopped
@@ -99,7 +101,7 @@ class ChildEngine:
             with theirs, its_control, seccomp_file() as seccomp:
                 descriptors = (theirs.fileno(), its_control.fileno(), seccomp)
                 box = sandbox or NoSandbox()
-                launch = box.launch(tree, model_dir, descriptors, self._limits, programs)
+                launch = box.launch(tree, model_dir, descriptors, self._limits, programs, kernels)
                 self._scratch = launch.scratch
                 self._process = self._start(launch, descriptors)
             request = {

@@ -21,6 +21,7 @@ from .forcing import committed_logits
 from .gates import DocumentScore
 from .manifest import complete_model, programs_of
 from .pairs import Pair, PairPlan, Stage, measure_pair, warm_up
+from .prebuilt import kernels_for
 from .profiling import Profile, profile
 from .prompts import Prompt, Split
 from .protocol import KernelCase
@@ -270,7 +271,7 @@ class LocalEvaluator:
             self._fence.start()
         variant = name.partition("#")[0]
         workload = self._challenge.workload
-        folder, programs = self._start_of(variant)
+        folder, programs, kernels = self._start_of(variant)
         engine = ChildEngine(
             folder,
             self._engine_dir,
@@ -279,6 +280,7 @@ class LocalEvaluator:
             limits=self._limits,
             fence=self._fence,
             programs=programs,
+            kernels=kernels,
         )
         self._warm[name] = engine
         try:
@@ -292,10 +294,10 @@ class LocalEvaluator:
             raise
         return engine
 
-    def _start_of(self, variant: str) -> tuple[Path, Path | None]:
-        """Return the folder of an engine's files, and of the programs that it needs besides."""
+    def _start_of(self, variant: str) -> tuple[Path, Path | None, Path | None]:
+        """Return the folders of an engine's files, of programs that it needs, and of kernels."""
         if is_baseline(variant):
-            return baseline_tree(variant, self._scratch), None
+            return baseline_tree(variant, self._scratch), None, None
         folder = self._tree_of(variant)
         tree = read_tree(folder)
         if tree.id != variant:
@@ -306,7 +308,9 @@ class LocalEvaluator:
         if not self._unsafe_local and (reason := exposure(tree.engine_id, no_sandbox)):
             raise ExposedError(reason)
         if not tree.serves:
-            return folder, None
+            fused = effective(tree.settings)["step"] != "eager"
+            kernels = kernels_for(self._challenge.device, self._say) if fused else None
+            return folder, None, kernels
         programs = programs_of(tree, self._say)
         complete_model(tree, self._challenge.model, self._model_dir)
-        return folder, programs
+        return folder, programs, None

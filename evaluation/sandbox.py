@@ -104,6 +104,7 @@ class Sandbox:
         descriptors: Sequence[int],
         limits: Limits,
         programs: Path | None = None,
+        kernels: Path | None = None,
     ) -> Launch:
         """Return how to start the keeper of an engine in the sandbox.
 
@@ -111,12 +112,15 @@ class Sandbox:
             descriptors: socket, control socket and an open file with the seccomp program; the
                 process inherits them.
             programs: the `bin` folder of an environment that it may see, too.
+            kernels: where those that ship were built.
         """
         *sockets, seccomp_fd = descriptors
         arguments = [str(_bwrap()), *self._mounts(limits)]
         arguments += ["--ro-bind", str(tree), "/variant", *_model_mounts(model)]
         if programs is not None:
             arguments += ["--ro-bind", str(programs.parent), str(programs.parent)]
+        if kernels is not None:
+            arguments += ["--ro-bind", str(kernels), "/kernels"]
         arguments += ["--ro-bind", str(_INSIDE), "/inside", "--remount-ro", "/"]
         arguments += [
             *("--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534"),
@@ -126,7 +130,8 @@ class Sandbox:
             "--",
         ]
         arguments += keeper_command("/inside", sockets, limits)
-        return Launch(arguments, "/variant", "/model", environment("/tmp", gpu=self._gpu))
+        given = environment("/tmp", gpu=self._gpu, kernels="/kernels" if kernels else "")
+        return Launch(arguments, "/variant", "/model", given)
 
     def _mounts(self, limits: Limits) -> list[str]:
         size = str(limits.scratch_bytes)
@@ -177,13 +182,14 @@ class NoSandbox:
         descriptors: Sequence[int],
         limits: Limits,
         programs: Path | None = None,  # noqa: ARG002  (it sees everything)
+        kernels: Path | None = None,
     ) -> Launch:
         """Return how to start the keeper of an engine; arguments are those of `Sandbox.launch`."""
         scratch = Path(tempfile.mkdtemp(prefix="slipstream-child-"))
         if (tree / MANIFEST).is_file():  # a server may write into its folder
             tree = Path(shutil.copytree(tree, scratch / "variant"))
         command = keeper_command(str(_INSIDE), descriptors[:2], limits)
-        given = environment(str(scratch), gpu=self._gpu)
+        given = environment(str(scratch), gpu=self._gpu, kernels=str(kernels or ""))
         return Launch(command, str(tree), str(model), given, scratch)
 
 
@@ -196,11 +202,12 @@ def keeper_command(inside: str, descriptors: Sequence[int], limits: Limits) -> l
     return [sys.executable, "-I", f"{inside}/keeper.py", *map(str, descriptors), rlimits]
 
 
-def environment(home: str, *, gpu: bool = False) -> dict[str, str]:
+def environment(home: str, *, gpu: bool = False, kernels: str = "") -> dict[str, str]:
     """Return an engine's whole environment: no keys, and of the parent's nothing but the GPU's.
 
     Args:
         gpu: tell where the driver's libraries are and which GPU is ours; otherwise show none.
+        kernels: where the engine finds those that ship, if anywhere.
     """
     given = {"CUDA_VISIBLE_DEVICES": ""}
     path = "/usr/local/bin:/usr/bin:/bin"
@@ -208,6 +215,8 @@ def environment(home: str, *, gpu: bool = False) -> dict[str, str]:
         given = {name: os.environ[name] for name in _GPU_VARIABLES if name in os.environ}
         if nvcc := shutil.which("nvcc"):  # engines build their kernels with it
             path = f"{Path(nvcc).parent}:{path}"
+    if kernels:
+        given["SLIPSTREAM_KERNELS"] = kernels
     return given | {
         "PATH": path,
         "HOME": home,

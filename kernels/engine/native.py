@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .compiled import SOURCES, build
+from .compiled import build
 from .config import ModelConfig
 from .levers import Levers
 from .lossy import kept_layers, kept_words, narrowed, widened
@@ -258,7 +258,7 @@ def _check_soft(soft: SoftTokens | None) -> None:
 
 def native_functions() -> Any:
     """Build `step.cpp` and declare what it exports."""
-    c = build("slipstream_step", SOURCES / "step.cpp")
+    c = build("cpu")
     c.decoder_new.argtypes, c.decoder_new.restype = [_POINTER], _POINTER
     c.decoder_free.argtypes, c.decoder_free.restype = [_POINTER], None
     c.decoder_path.argtypes, c.decoder_path.restype = [_POINTER], _INT

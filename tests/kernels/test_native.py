@@ -212,10 +212,14 @@ def test_without_a_compiler_it_says_what_to_install(
     assert engine_with(tiny_llama, tmp_path, step="native").generate([1, 2], 3)  # built once more
 
 
-def test_source_that_does_not_compile_says_where(tmp_path: Path) -> None:
-    from slipstream.kernels.engine.compiled import build
+def test_source_that_does_not_compile_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slipstream.kernels.engine import compiled
 
     source = tmp_path / "wrong.cpp"
     source.write_text("int f() { return missing; }\n")
+    monkeypatch.setitem(compiled.KERNELS, "cpu", ("wrong", source))
+    compiled.build.cache_clear()
     with pytest.raises(ValueError, match=r"wrong\.cpp: .*says .*missing"):
-        build("wrong", source)
+        compiled.build("cpu")

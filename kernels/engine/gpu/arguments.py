@@ -3,7 +3,7 @@
 import ctypes
 from typing import Any
 
-from ..compiled import SOURCES, build
+from ..compiled import build
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 
@@ -89,7 +89,7 @@ class ChoiceArgs(ctypes.Structure):
 
 def kernels() -> Any:
     """Build `gemv.cu` and declare what it exports."""
-    c = build("slipstream_gemv", SOURCES / "gpu" / "gemv.cu")
+    c = build("cuda")
     for function in (c.gemv_launch, c.choose_launch, c.attention_launch):
         function.argtypes, function.restype = [_POINTER, _INT, _POINTER], _INT
     c.norm_launch.argtypes, c.norm_launch.restype = [_POINTER, _INT, _INT, _POINTER], _INT

@@ -12,7 +12,8 @@ __device__ __forceinline__ void launch_dependents() {
 #endif
 }
 
-/* What the last kernel wrote may be read from here on, and nothing but constants before. */
+/* What this step's kernels wrote may be read from here on; before, constants and what earlier steps
+ * wrote, since a step's first kernel lets nobody begin before the last step has ended. */
 __device__ __forceinline__ void wait_for_inputs() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
