@@ -281,14 +281,20 @@ def _stop_on_interrupt(emit: Emit) -> Iterator[threading.Event]:
         yield stopping  # only the main thread may handle signals: the host does
         return
 
+    told = Event("loop", "finishing the measurement at hand; Ctrl-C again stops at once")
+    # The signal may come while this thread is writing a line, which can't be begun twice.
+    teller = threading.Thread(target=emit, args=(told,), daemon=True)
+
     def request(number: int, _frame: object) -> None:
         if stopping.is_set():
             signal.default_int_handler(number, None)
         stopping.set()
-        emit(Event("loop", "finishing the measurement at hand; Ctrl-C again stops at once"))
+        teller.start()
 
     previous = signal.signal(signal.SIGINT, request)
     try:
         yield stopping
     finally:
         signal.signal(signal.SIGINT, previous)
+        if stopping.is_set() and teller.ident is not None:
+            teller.join()

@@ -60,7 +60,7 @@ def test_edits_are_exact_and_unique() -> None:
 def test_levers_are_set_not_edited() -> None:
     desk = Desk(SEED)
     with pytest.raises(DeskError, match="set_levers"):
-        desk.edit("levers.json", '"all"', '"1"')
+        desk.edit("levers.json", '"threads": "all"', '"threads": "1"')
     desk.set_levers({"threads": "1"})
     assert desk.tree.settings == {**SEED_SETTINGS, "threads": "1"}
     assert desk.tree.engine_id == SEED.engine_id

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from loops import Loop
 from tiny_challenge import write_tiny
 
 from slipstream.evaluation.acceptance import Evidence
+from slipstream.graph.context import Event
+from slipstream.graph.opening import _stop_on_interrupt
 from slipstream.kernels.variants import VariantStore
 from slipstream.kernels.workshop import Workshop
 from slipstream.memory.records import Experiment, RunState
@@ -193,6 +196,23 @@ def _orphans(tmp_path: Path) -> list[str]:
         except OSError:  # it ended meanwhile
             continue
     return found
+
+
+def test_ctrl_c_in_the_middle_of_a_line_waits_for_its_end() -> None:
+    """A stream can't begin a second line in the thread that is writing one."""
+    line, told = threading.Lock(), []
+
+    def emit(event: Event) -> None:
+        if line.acquire(timeout=5):
+            told.append(event.text)
+            line.release()
+
+    with _stop_on_interrupt(emit) as stopping:
+        with line:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stopping.wait(1)
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    assert [text[:30] for text in told] == ["finishing the measurement at h"]
 
 
 def test_ctrl_c_records_and_says_how_to_resume(

@@ -4,11 +4,11 @@ import json
 import math
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from slipstream.evaluation.challenge import Challenge, parse_challenge
 from slipstream.evaluation.errors import SlipstreamError
@@ -84,7 +84,7 @@ def test_the_files_are_the_challenge_s(honest: tuple[Measured, Path]) -> None:
     assert summary["ppl"] == pytest.approx(math.exp(nll / total["num_tokens"]))
     assert (total["num_records"], total["num_tokens"]) == (4, 4 * 32)
     environment = json.loads((out / "run_environment.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["packages"]["torch"] == metadata.version("torch")
     assert environment["manifest"]["served_model_name"] == "small"
     decoded = lines(out / "decode_outputs.jsonl")
     assert [len(row["token_ids"]) for row in decoded] == [16] * 3
