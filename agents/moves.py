@@ -83,8 +83,9 @@ class KnowingBriefing(Briefing):
 
     @cached_property
     def levers(self) -> dict[str, Lever]:
-        """Its engine's levers, without those that no gate but the challenge's lets through."""
-        lossy = self.rules is not None and self.rules.tier is Tier.CHALLENGE
+        """Its engine's levers; lossy ones only where a gate judges them that may pass them."""
+        rules = self.rules
+        lossy = rules is not None and rules.tier is Tier.CHALLENGE and rules.quality.enabled
         every = self.catalogue.levers.items()
         return {name: lever for name, lever in every if lossy or lever.risk is not Risk.LOSSY}
 

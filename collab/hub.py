@@ -184,6 +184,19 @@ def errand_files(
     return files
 
 
+def refuse_drafter(challenge: Challenge) -> None:
+    """Refuse what jobs can't do yet, before one is paid for.
+
+    Raises:
+        SlipstreamError: a challenge that names a drafter, which no job would find.
+    """
+    if challenge.drafter:
+        raise SlipstreamError(
+            f"challenge {challenge.name}: jobs of the Hub don't carry drafter "
+            f"{challenge.drafter!r} along; leave it out, or measure on a machine of yours"
+        )
+
+
 def there(challenge: Challenge) -> Challenge:
     """Return a challenge as a job sees it: a model of the Hub's lies where it is mounted."""
     if not challenge.model.startswith("hf:"):

@@ -22,7 +22,7 @@ from slipstream.memory.store import Memory
 from .dispatch import Terms
 from .flavors import find_flavor
 from .here import Here
-from .hub import Hub
+from .hub import Hub, refuse_drafter
 from .rented import RentedEvaluator
 
 # Random models of a few layers, by what their family is called in a config.
@@ -45,6 +45,7 @@ def open_jobs(
         SlipstreamError: no such flavor, no token, or one that the Hub refuses.
     """
     flavor = find_flavor(flavor_name)
+    refuse_drafter(challenge)
     shape = read_shape(fetch_config(challenge.model, say))
 
     def check_stop() -> None:

@@ -11,7 +11,7 @@ from slipstream.kernels.census import ModelShape, read_shape
 from slipstream.kernels.levers import Machine
 
 from .flavors import find_flavor
-from .hub import IMAGE, start_script, volumes
+from .hub import IMAGE, refuse_drafter, start_script, volumes
 
 _USUAL_SHARE = 0.25  # of the ceiling, for an engine that nobody has tuned yet
 _BLOCKS = 4  # of a pair
@@ -58,6 +58,7 @@ def rehearse(
         SlipstreamError: no such flavor, or a model whose sizes nobody here knows.
     """
     flavor, terms = find_flavor(flavor_name), challenge.jobs
+    refuse_drafter(challenge)
     shape = read_shape(fetch_config(challenge.model, say))
     levers = _levers(catalogue, shape, Machine(challenge.device, flavor.cores, True), flavor.gbps)
     jobs = (experiments or challenge.budget.experiments) + 2

@@ -312,5 +312,5 @@ class LocalEvaluator:
             kernels = kernels_for(self._challenge.device, self._say) if fused else None
             return folder, None, kernels
         programs = programs_of(tree, self._say)
-        complete_model(tree, self._challenge.model, self._model_dir)
+        complete_model(tree, self._challenge.model, self._engine_dir)
         return folder, programs, None

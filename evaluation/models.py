@@ -105,15 +105,19 @@ def with_drafter(model_dir: Path, uri: str, say: Say = lambda _: None) -> Path:
     """
     if not uri:
         return model_dir
-    drafter = fetch_model(uri, say)
-    key = hashlib.sha256(f"{model_dir}|{drafter}".encode()).hexdigest()[:16]
+    found = {"": model_dir, "drafter": fetch_model(uri, say)}
+    links = {
+        f"{folder}/{path.name}".lstrip("/"): path.resolve()
+        for folder, source in found.items()
+        for path in sorted(source.iterdir())
+        if path.is_file()
+    }
+    key = hashlib.sha256(repr(links).encode()).hexdigest()[:16]
 
     def link(into: Path) -> None:
-        for source, folder in ((model_dir, into), (drafter, into / "drafter")):
-            folder.mkdir(exist_ok=True)
-            for path in source.iterdir():
-                if path.is_file():
-                    (folder / path.name).symlink_to(path.resolve())
+        (into / "drafter").mkdir()
+        for name, target in links.items():
+            (into / name).symlink_to(target)
 
     return _cached(f"with-drafter-{key}", link, lambda _: None, uri)
 

@@ -20,9 +20,11 @@ from slipstream.kernels.variants import SEED_ENGINE
 
 from .hardware import can_compile, detect_hardware
 from .home import cache_dir, make_dir
+from .sandbox import environment
 
 _MODULE = "slipstream.kernels.engine.compiled"
 _TIMEOUT_S = 900.0
+_failed: set[Path] = set()  # not tried again by this process
 
 
 def kernels_for(device: str, say: Callable[[str], None] = lambda _: None) -> Path | None:
@@ -34,6 +36,8 @@ def kernels_for(device: str, say: Callable[[str], None] = lambda _: None) -> Pat
     if not can_compile(device):
         return None
     folder = make_dir(cache_dir() / "kernels") / f"{device}-{_key(device)}"
+    if folder in _failed:
+        return None
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if folder.is_dir():
             return folder
@@ -42,19 +46,25 @@ def kernels_for(device: str, say: Callable[[str], None] = lambda _: None) -> Pat
         try:
             command = [sys.executable, "-m", _MODULE, device, str(staging)]
             done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_TIMEOUT_S,
+                # As engines would build them, whatever variables are set here.
+                env=environment(str(staging), gpu=device == "cuda"),
             )
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                say(f"each engine builds its own kernels: {reason}")
-                return None
-            staging.rename(folder)
+            if done.returncode == 0:
+                staging.rename(folder)
+                return folder
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         except subprocess.TimeoutExpired:
-            say(f"each engine builds its own kernels: more than {_TIMEOUT_S:.0f} s here")
-            return None
+            reason = f"it took more than {_TIMEOUT_S:.0f} s"
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    return folder
+    say(f"each engine builds its own kernels: {reason}")
+    _failed.add(folder)
+    return None
 
 
 def _key(device: str) -> str:
@@ -63,7 +73,9 @@ def _key(device: str) -> str:
     for path in sorted(SEED_ENGINE.rglob("*")):
         if path.suffix in (".cpp", ".h", ".cu", ".cuh") or path.name == "compiled.py":
             digest.update(path.read_bytes())
-    compiler = "nvcc" if device == "cuda" else "c++"
-    told = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    digest.update(importlib.metadata.version("torch").encode() + told)
+    compiler = shutil.which("nvcc" if device == "cuda" else "c++")
+    if compiler is not None:
+        told = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+        digest.update(told)
+    digest.update(importlib.metadata.version("torch").encode())
     return digest.hexdigest()[:16]

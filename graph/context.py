@@ -17,7 +17,7 @@ from slipstream.evaluation.evaluator import Evaluator
 from slipstream.evaluation.redaction import redact
 from slipstream.kernels.catalogue import SHIPPED, Catalogue
 from slipstream.kernels.census import ModelShape
-from slipstream.kernels.levers import Machine
+from slipstream.kernels.levers import Machine, Risk
 from slipstream.kernels.variants import VariantStore
 from slipstream.kernels.workshop import Workshop
 from slipstream.memory.cassette import Cassette
@@ -132,6 +132,24 @@ class LoopContext:
         noise = self.memory.run(self.run).delta or 0.0
         delta = max(acceptance.min_gain, noise)
         return Rule(acceptance, self.challenge.tier, delta, self.num_documents)
+
+    def refusal(self, settings: dict[str, str]) -> str | None:
+        """Return why an engine with these settings isn't tried in this run, or None."""
+        reason = self.catalogue.refusal(self.shape, settings, self.machine)
+        return reason or self.unjudged(settings)
+
+    def unjudged(self, settings: dict[str, str]) -> str | None:
+        """Return which lever would lose quality where nobody judges it, or None."""
+        if self.challenge.quality.enabled:
+            return None
+        for name, lever in self.catalogue.levers.items():
+            value = settings.get(name, lever.default)
+            if lever.risk is Risk.LOSSY and value != lever.default:
+                return (
+                    f"{name}={value}: computes less than the model, and challenge "
+                    f"{self.challenge.name} judges no quality"
+                )
+        return None
 
     @property
     def tape(self) -> Cassette:

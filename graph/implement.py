@@ -101,7 +101,7 @@ def _try_out(
     tree: Tree, context: LoopContext, hypothesis: Hypothesis, tries: Tries
 ) -> Judgement | None:
     """Run the tree on a tiny input, unless that is pointless; return what is wrong with it."""
-    if reason := context.catalogue.refusal(context.shape, tree.settings, context.machine):
+    if reason := context.refusal(tree.settings):
         return Judgement(Verdict.FAILED, Cause.ENGINE, reason)
     if refused(tree.engine_id, context) or recorded_result(tree.id, hypothesis.id, context):
         return None  # `inspect` will say so

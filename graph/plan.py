@@ -117,8 +117,11 @@ def _propose(context: LoopContext, briefing: Briefing, count: int) -> list[Propo
     for _ in range(_MAX_ASKED):
         proposals = context.planner.plan(briefing, count - len(accepted))
         for proposal in proposals:
-            if found := find_refutation(context.memory, _idea(proposal, briefing, context)):
-                target = _target(proposal, briefing.champion, context)
+            target = _target(proposal, briefing.champion, context)
+            if unjudged := context.unjudged(proposal.settings):
+                context.say("planner", f"not {target}: {unjudged}")
+                refused.append(f"not {target}: {unjudged}")
+            elif found := find_refutation(context.memory, _idea(proposal, briefing, context)):
                 why = (
                     f"not {target}: {found.experiment} was {found.verdict} ({found.reason}), and "
                     "its condition for another try doesn't hold"

@@ -64,7 +64,7 @@ class LoopBench:
 
     def _run(self, tree: Tree) -> str:
         context = self.context
-        if reason := context.catalogue.refusal(context.shape, tree.settings, context.machine):
+        if reason := context.refusal(tree.settings):
             return reason
         if reason := refused(tree.engine_id, context):
             return reason

@@ -68,6 +68,7 @@ class ModelShape:
     layers: tuple[LayerShape, ...] = ()
     per_layer_size: int = 0
     drafter: str = ""  # "model" or "assistant", if one lies beside it
+    num_projected: int = 0  # layers that have an embedding of their own; 0: all
 
     @property
     def num_skippable(self) -> int:
@@ -89,7 +90,8 @@ class ModelShape:
         layers = [layer for i, layer in enumerate(self.every_layer) if i not in gone]
         if window is not None:
             layers = [replace(e, window=min(e.window or window, window)) for e in layers]
-        return replace(self, num_layers=len(layers), layers=tuple(layers))
+        projected = self.num_projected or self.num_layers  # in one matrix, whatever is left out
+        return replace(self, num_layers=len(layers), layers=tuple(layers), num_projected=projected)
 
     @cached_property
     def every_layer(self) -> tuple[LayerShape, ...]:
@@ -112,7 +114,7 @@ class ModelShape:
         if size:
             found["per-layer", size, hidden] += self.num_layers
             found["per-layer", hidden, size] += self.num_layers
-            found["per-layer", self.num_layers * size, hidden] += 1
+            found["per-layer", (self.num_projected or self.num_layers) * size, hidden] += 1
         return tuple(Matrix(*key, copies) for key, copies in found.items())
 
 

@@ -98,7 +98,9 @@ def export(
 def make_manifest(tree: Tree, rules: Challenge) -> dict[str, Any]:
     """Return `manifest.json`: the versions are those that the variant was measured with here."""
     kind, _, name = rules.model.partition(":")
-    model_id = name if kind == "hf" else "model"
+    drafted = tree.settings.get("draft", "off").partition("-")[0] in ("model", "assistant")
+    # What guesses for a model lies beside its files, so these go along.
+    model_id = name if kind == "hf" and not drafted else "model"
     if tree.serves:
         own = json.loads(tree.files[MANIFEST])
         env = {**visible(rules.device), **own.get("env", {})}

@@ -29,16 +29,19 @@ from .rope import RotaryTable
 class Assistant:
     """Guesses for `target`, whose caches it reads. Satisfies `Drafter`.
 
+    Args:
+        whole_target: the target's configuration as it was trained, whatever its levers leave of it.
+
     Raises:
         ValueError: made for a model of another width, or of other key/value heads.
     """
 
-    def __init__(self, folder: Path, target: Model) -> None:
-        whole = json.loads((folder / "config.json").read_text())
+    def __init__(self, folder: Path, target: Model, whole_target: ModelConfig) -> None:
+        raw = json.loads((folder / "config.json").read_text())
         self.config, self._target = read_config(folder), target
         config, plain = self.config, Levers(attention="grouped")
         ckpt = Checkpoint(folder, target.embedding.dtype, target.device)
-        self._caches = [_source(target.config, config, i) for i in range(config.num_layers)]
+        self._caches = [_source(whole_target, config, i) for i in range(config.num_layers)]
         self.layers = [Gemma4Layer(ckpt, i, config, plain) for i in range(config.num_layers)]
         self.norm = make_norm(ckpt, "model.norm", config, plain)
         self.words = ckpt.take("model.embed_tokens.weight")
@@ -50,11 +53,11 @@ class Assistant:
                 f"model has {target.config.hidden_size}"
             )
         self.clusters: Tensor | None = None
-        if whole.get("use_ordered_embeddings"):
+        if raw.get("use_ordered_embeddings"):
             self.centroids = ckpt.take("masked_embedding.centroids.weight")
             ordering = ckpt.take_integers("masked_embedding.token_ordering")
             self.clusters = ordering.view(self.centroids.shape[0], -1)
-            self._num_clusters = int(whole.get("centroid_intermediate_top_k", 32))
+            self._num_clusters = int(raw.get("centroid_intermediate_top_k", 32))
         self._tables = {
             rope: RotaryTable(rope, target.max_context, ckpt.dtype, ckpt.device)
             for rope in dict.fromkeys(config.ropes)

@@ -117,6 +117,7 @@ class Greedy(Protocol):
     def reset(self) -> None: ...  # noqa: D102
     def truncate(self, length: int) -> None: ...  # noqa: D102
     def choose(self, tokens: list[int]) -> list[int]: ...  # noqa: D102
+    def decode(self, token: int, count: int) -> list[int]: ...  # noqa: D102
 
 
 class DraftModel:
@@ -146,9 +147,9 @@ class DraftModel:
         """Return `most` greedy tokens; fewer where its context ends."""
         most = min(most, self.model.max_context - len(self.tokens))
         guesses: list[int] = []
-        unread = self.tokens[self.model.length :]
-        while len(guesses) < most:
-            guesses += self.model.choose(unread)
-            unread = guesses[-1:]
+        if most > 0:
+            guesses = self.model.choose(self.tokens[self.model.length :])
+        if most > 1:
+            guesses += self.model.decode(guesses[0], most - 1)
         self._guessed = guesses
         return guesses

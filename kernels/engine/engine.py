@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .assistant import Assistant
 from .checkpoint import Checkpoint
-from .config import read_config
+from .config import ModelConfig, read_config
 from .draft import Acceptance, Drafter, DraftModel, Pace, PromptLookup
 from .levers import Levers, read_levers
 from .model import Model
@@ -166,11 +166,11 @@ def load(tree: Path, model_dir: Path, max_context: int) -> Engine:
     checkpoint = Checkpoint(model_dir, getattr(torch, levers.dtype), device)
     with torch.inference_mode():
         model = _model_type(levers, device)(checkpoint, config, levers, max_context)
-        return Engine(model, _drafter(model_dir / DRAFTER, model, device))
+        return Engine(model, _drafter(model_dir / DRAFTER, model, config, device))
 
 
 def _drafter(
-    folder: Path, model: Model | NativeModel, device: str
+    folder: Path, model: Model | NativeModel, whole: ModelConfig, device: str
 ) -> Assistant | DraftModel | None:
     """Load what guesses for a model, if its lever asks for one."""
     lever = f"draft={model.levers.draft}"
@@ -182,16 +182,21 @@ def _drafter(
     if kind == "assistant":
         if not isinstance(model, Model) or model.config.family != "gemma4":
             raise ValueError(f"{lever}: guesses for Gemma 4 alone")
-        return Assistant(folder, model)
-    config, levers = read_config(folder), replace(model.levers, draft="off")
+        return Assistant(folder, model, whole)
+    config = read_config(folder)
     if config.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"{lever}: its vocabulary of {config.vocab_size} isn't the model's of "
             f"{model.config.vocab_size}"
         )
-    checkpoint = Checkpoint(folder, getattr(torch, levers.dtype), device)
     context = min(model.max_context, config.max_positions)
-    return DraftModel(_model_type(levers, device)(checkpoint, config, levers, context))
+    checkpoint = Checkpoint(folder, getattr(torch, model.levers.dtype), device)
+    same = replace(model.levers, draft="off", vocab="all", window="model", skip="none")
+    try:
+        return DraftModel(_model_type(same, device)(checkpoint, config, same, context))
+    except ValueError:  # no code for its sizes in what the model is held in: plainly, then
+        plain = Levers(dtype=same.dtype, cache="static", attention="grouped", fuse="qkv+gate-up")
+        return DraftModel(Model(checkpoint, config, plain, context))
 
 
 def _model_type(levers: Levers, device: str) -> type[Model | NativeModel]:

@@ -251,3 +251,17 @@ def test_what_was_refuted_is_refused_with_its_evidence(loop: Loop) -> None:
     refusals = [text for text in loop.texts("planner") if text.startswith("not ")]
     assert len(refusals) == 1
     assert refusals[0].startswith(f"not weights=int4-g64: {race.id} was rejected (quality on")
+
+
+def test_nothing_lossy_is_tried_where_nobody_judges_quality(loop: Loop) -> None:
+    quality = loop.challenge.quality.model_copy(update={"enabled": False})
+    loop.challenge = loop.challenge.model_copy(update={"quality": quality})
+    run = loop.start(experiments=1)
+    planner = Fixed({"skip": "8"}, {"weights": "int8"})
+    loop.drive(run, Agents(planner, OfflineCoder(), OfflineBenchmarker()))
+    (race,) = [e for e in loop.memory.experiments(run=run) if e.hypothesis]
+    assert loop.memory.hypothesis(race.id).target == "weights=int8"
+    (refusal,) = [text for text in loop.texts("planner") if text.startswith("not ")]
+    assert refusal == (
+        "not skip=8: skip=8: computes less than the model, and challenge instant judges no quality"
+    )

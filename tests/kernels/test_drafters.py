@@ -18,7 +18,10 @@ from transformers import (
 )
 
 from slipstream.evaluation.models import fetch_model
+from slipstream.kernels.engine.assistant import Assistant
+from slipstream.kernels.engine.draft import DraftModel
 from slipstream.kernels.engine.engine import Engine, load
+from slipstream.kernels.engine.model import Model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 512,
@@ -128,7 +131,7 @@ def test_the_assistant_is_lossless(pair: Path, draft: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("step", ["eager", "native"])
 @pytest.mark.parametrize("draft", ["model-4", "model-adaptive"])
 def test_a_draft_model_is_lossless(draft: str, step: str, home: Path, tmp_path: Path) -> None:
-    """One that is often right and one that never is: the model itself, and another's weights."""
+    """One that is nearly always right and one that often isn't: itself, and itself spoilt."""
     model_dir = tmp_path / "model"
     shutil.copytree(fetch_model("random:tiny-llama"), model_dir)
     levers = {"dtype": "bfloat16", "step": step} if step == "native" else {}
@@ -146,6 +149,50 @@ def test_a_draft_model_is_lossless(draft: str, step: str, home: Path, tmp_path: 
     wrong = engine_with(model_dir, tmp_path, draft=draft, **levers)
     assert [wrong.generate(PROMPT[i : i + 20], 460) for i in range(3)] == expected
     assert max(wrong.acceptance()) < 0.9
+
+
+def test_a_draft_model_with_a_shorter_context_falls_silent(home: Path, tmp_path: Path) -> None:
+    model_dir = tmp_path / "model"
+    shutil.copytree(fetch_model("random:tiny-llama"), model_dir)
+    shutil.copytree(model_dir, tmp_path / "twin")
+    (tmp_path / "twin").rename(model_dir / "drafter")
+    config = json.loads((model_dir / "drafter" / "config.json").read_text())
+    short = {**config, "max_position_embeddings": 48}
+    (model_dir / "drafter" / "config.json").write_text(json.dumps(short))
+    drafted = engine_with(model_dir, tmp_path, draft="model-4")
+    expected = engine_with(model_dir, tmp_path).generate(PROMPT, 60)
+    assert drafted.generate(PROMPT, 60) == expected
+    assert sum(drafted._acceptance.offered) < 16  # eight positions were left
+    assert drafted.generate(PROMPT * 2, 20) == engine_with(model_dir, tmp_path).generate(
+        PROMPT * 2, 20
+    )
+
+
+def test_a_draft_model_is_whole_whatever_is_left_of_the_model(home: Path, tmp_path: Path) -> None:
+    """Nor has it to fit what the model is held in."""
+    model_dir = tmp_path / "model"
+    shutil.copytree(fetch_model("random:tiny-llama"), model_dir)
+    shutil.copytree(model_dir, model_dir / "drafter")
+    lossy = {"skip": "1", "vocab": "half", "window": "128"}
+    engine = engine_with(model_dir, tmp_path, draft="model-4", **lossy)
+    drafter = engine._drafter
+    assert isinstance(drafter, DraftModel)
+    assert isinstance(drafter.model, Model)
+    assert len(drafter.model.layers) == 3
+    assert drafter.model.levers.vocab == "all"
+    plain = engine_with(model_dir, tmp_path, **lossy)
+    assert engine.generate(PROMPT, 100) == plain.generate(PROMPT, 100)
+
+
+def test_the_assistant_reads_layers_of_its_kind_past_a_shorter_window(
+    pair: Path, tmp_path: Path
+) -> None:
+    whole = engine_with(pair, tmp_path, draft="assistant-4")
+    short = engine_with(pair, tmp_path, draft="assistant-4", window="128")
+    assert isinstance(whole._drafter, Assistant)
+    assert isinstance(short._drafter, Assistant)
+    assert short._drafter._caches == whole._drafter._caches
+    assert short.generate(PROMPT, 40) == whole.generate(PROMPT, 40)
 
 
 def test_what_cannot_guess_is_refused(pair: Path, tiny_llama: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What computes less than the model: that it computes just that, and says what it can't."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,8 @@ def test_only_the_challenge_tier_s_planner_tries_them(tier: Tier, smollm2: Path)
     pulled = {name for move in single_moves(briefing, set()) for name in move.changed}
     assert (pulled >= LOSSY) == (tier is Tier.CHALLENGE)
     assert tier is Tier.CHALLENGE or not pulled & LOSSY
+    quality = rules.quality.model_copy(update={"enabled": False})
+    unjudged = replace(briefing, rules=rules.model_copy(update={"quality": quality}))
+    pulled = {name for move in single_moves(unjudged, set()) for name in move.changed}
+    assert pulled
+    assert not pulled & LOSSY

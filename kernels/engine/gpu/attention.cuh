@@ -8,7 +8,7 @@
  * positions only, so a token verified among others is bit for bit the token decoded alone.
  *
  * What earlier steps cached is fetched before the kernel's inputs are there. That is safe because
- * the first kernel of a step lets nobody begin before the last step has ended.
+ * the first kernel of a step (embedding.py) lets nobody begin before the last step has ended.
  *
  * Of queries and keys, a lane holds HEAD_DIM / 64 neighbours of the first half and the same of the
  * second, which are what rotation pairs. Keys and values of the newest tokens come from the
@@ -183,7 +183,7 @@ struct Attending {
     /* Which positions are this block's. */
     __device__ __forceinline__ void begin(const Attention &p, int head, int part, int token) {
         kv = head, split = part, n = token;
-        start = *p.position, here = start + n; /* this token's position */
+        start = __ldcg(p.position), here = start + n; /* this token's position */
         oldest = p.window ? max(0, here - p.window + 1) : 0, first = oldest / KEYS;
         first += (split - first % SPLITS + SPLITS) % SPLITS;
     }

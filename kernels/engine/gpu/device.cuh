@@ -12,8 +12,8 @@ __device__ __forceinline__ void launch_dependents() {
 #endif
 }
 
-/* What this step's kernels wrote may be read from here on; before, constants and what earlier steps
- * wrote, since a step's first kernel lets nobody begin before the last step has ended. */
+/* What this step's kernels wrote may be read from here on; before, constants, and where a step
+ * begins with its tokens, what earlier steps wrote: embedding.py lets nobody begin before. */
 __device__ __forceinline__ void wait_for_inputs() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

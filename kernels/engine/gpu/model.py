@@ -142,9 +142,9 @@ class GpuModel(Model):
             self._place(tokens)
             self._replay(len(tokens), output)
             self._set_length(self.length + len(tokens))
-            self.normed = self._buffers["normed"][: len(tokens)]
-            answers = self._buffers[output][: len(tokens)]
-            yield (answers[-1:] if last_only else answers).clone()
+            asked = slice(len(tokens) - 1 if last_only else 0, len(tokens))
+            self.normed = self._buffers["normed"][asked]
+            yield self._buffers[output][asked].clone()
             return
         for some in torch.split(self.hidden(tokens, soft, last_only=last_only), MOST):
             self._buffers["residual"][: len(some)] = some

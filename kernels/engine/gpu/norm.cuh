@@ -57,6 +57,7 @@ struct Normer { /* of vectors of at most SIZE, a multiple of 8; a thread has eve
         add_up(sums, shared);
         float by = p.delta_norm ? rsqrtf(__fadd_rn(sums[0] / p.size, p.eps)) : 1.0f;
         float square = fmaf(by, fmaf(by, sums[3], 2.0f * sums[2]), sums[1]) * p.scale * p.scale;
+        square = fmaxf(square, 0.0f); /* where the parts cancel out, rounding may leave less */
         scale = p.norm ? rsqrtf(__fadd_rn(square / p.size, p.eps)) : 1.0f;
 #pragma unroll
         for (int c = 0; c < CHUNKS; c++) {

@@ -184,7 +184,7 @@ struct Stage {
             const float sum[2] = {*one, *two};
             apply(0, g, y, c[0], sum);
             apply(0, g + 8, y + 2, c[0] + 2, sum);
-        } else if constexpr (SCHEME == INT8) { /* 128 + 16 · 128, twice: the codes', the halves' */
+        } else if constexpr (SCHEME == INT8) { /* 128 + 16 · 128 of the halves, 128 of the code */
 #pragma unroll
             for (int i = 0; i < 4; i++) y[i] = fmaf(-2304.0f, i % 2 ? *two : *one, y[i]);
         }

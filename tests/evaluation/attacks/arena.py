@@ -68,12 +68,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def one_layer(model):
-    kept = model._halves, model._step_halves
+    kept = model._halves, model._step_halves, model.kept
     model._halves = model._step_halves = kept[0][:1]
+    model.kept = kept[2][:1]
     try:
         yield
     finally:
-        model._halves, model._step_halves = kept
+        model._halves, model._step_halves, model.kept = kept
 
 def spend(seconds):
     begun = time.thread_time()

@@ -90,12 +90,16 @@ def test_drafting_is_lossless(model_dir: Path, tmp_path: Path) -> None:
         assert drafted.generate(prompt, 120) == plain.generate(prompt, 120)
 
 
+@pytest.mark.parametrize("step", ["native", "graph"])
+@pytest.mark.parametrize("length", [4, 20])
 def test_tokens_fed_back_on_the_device_are_those_fed_back_by_the_host(
-    model_dir: Path, tmp_path: Path
+    length: int, step: str, model_dir: Path, tmp_path: Path
 ) -> None:
-    engine = engine_with(model_dir, tmp_path, step="graph")
-    tokens = engine.generate(TOKENS[:20], 40)
-    logits = engine.begin(TOKENS[:20])
+    """Step after step without the host in between, which is where kernels of two steps meet."""
+    engine = engine_with(model_dir, tmp_path, step=step)
+    tokens = engine.generate(TOKENS[:length], 100)
+    logits = engine.begin(TOKENS[:length])
+    assert engine.model.normed.shape == (1, 128)
     for token in tokens:
         assert int(logits.argmax()) == token
         logits = engine.reveal(token)
