@@ -360,6 +360,16 @@ def test_a_job_on_another_gpu_than_the_flavor_has_is_refused(
     assert not memory.evidence(f"{run}-000").pairs
 
 
+def test_a_drafter_is_refused_before_a_job_is_paid_for(
+    hub: FakeHub, memory: Memory, plain: Challenge
+) -> None:
+    drafted = plain.model_copy(update={"drafter": "random:tiny-llama"})
+    run = start(memory, drafted)
+    with pytest.raises(SlipstreamError, match="jobs of the Hub don't carry drafter 'random:tiny-"):
+        resume(run, memory, agents=agents({"fuse": "qkv"}))
+    assert not hub.specs
+
+
 def test_a_log_with_a_gap_is_not_whole() -> None:
     score = ScoreLine(Split.PUBLIC, DocumentScore("d", 3, 1.0, 1.0, 0.0, 3))
     begin = BeginLine("this")

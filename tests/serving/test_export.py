@@ -13,6 +13,7 @@ from by_manifest import run_by_manifest
 
 from slipstream.evaluation.challenge import load_challenge
 from slipstream.evaluation.errors import SlipstreamError
+from slipstream.evaluation.models import with_drafter
 from slipstream.kernels.engine.engine import load
 from slipstream.kernels.levers import SEED_SETTINGS
 from slipstream.kernels.variants import read_tree, seed_tree
@@ -79,6 +80,21 @@ def test_a_changed_file_is_noticed(exported: Path, tmp_path: Path) -> None:
 def test_a_model_of_the_hub_keeps_its_name() -> None:
     manifest = make_manifest(TREE, load_challenge("gemma4-e4b-a10g"))
     assert manifest["model_id"] == "google/gemma-4-E4B-it"
+
+
+def test_what_drafts_goes_along(
+    tiny_llama: Path, shared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the model does, too: on the Hub nothing lies beside it."""
+    tree = seed_tree({**TREE.settings, "draft": "model-4"})
+    assert make_manifest(tree, load_challenge("gemma4-e4b-a10g"))["model_id"] == "model"
+    with monkeypatch.context() as patch:
+        patch.setenv("SLIPSTREAM_HOME", str(shared_home))
+        both = with_drafter(tiny_llama, "random:tiny-llama")
+    export(tree, RULES, both, tmp_path / "out", "", lambda _: None)
+    found = tmp_path / "out" / "model" / "drafter" / "model.safetensors"
+    assert found.is_file()
+    assert not found.is_symlink()
 
 
 def test_what_is_there_is_not_overwritten(smollm2: Path, tmp_path: Path) -> None:
