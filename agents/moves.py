@@ -90,6 +90,19 @@ class KnowingBriefing(Briefing):
         return {name: lever for name, lever in every if lossy or lever.risk is not Risk.LOSSY}
 
     @cached_property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """Of each lever the values that could work on this model and machine, if there are two."""
+        possible = {
+            name: tuple(
+                value
+                for value in lever.values
+                if lever.refusal(self.shape, value, self.machine) is None
+            )
+            for name, lever in self.levers.items()
+        }
+        return {name: values for name, values in possible.items() if len(values) > 1}
+
+    @cached_property
     def known(self) -> dict[tuple[str, str], LedgerEntry]:
         """What the ledger says of single levers, on any challenge of this family and machine."""
         return {(entry.lever, entry.value): entry for entry in self.ledger}
@@ -141,11 +154,11 @@ def single_moves(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Iter
 def mixture(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Move | None:
     """Draw a few levers at random: what is left when TPE only repeats what it knows."""
     rng = random.Random(f"{briefing.seed}-{len(briefing.planned)}")
-    known = briefing.levers
+    choices = briefing.choices
     for draw in range(_DRAWS):
-        count = min(len(known), 2 + 3 * draw // _DRAWS)  # then three, then four
-        levers = rng.sample(sorted(known), count)
-        changed = {name: rng.choice(known[name].values) for name in levers}
+        count = min(len(choices), 2 + 3 * draw // _DRAWS)  # then three, then four
+        levers = rng.sample(sorted(choices), count)
+        changed = {name: rng.choice(choices[name]) for name in levers}
         settings = {**briefing.champion_settings, **changed}
         if briefing.key_of(settings) not in tried:
             new = {k: v for k, v in changed.items() if v != briefing.champion_settings[k]}

@@ -206,4 +206,7 @@ def bytes_per_token(
     if settings.get("cache", "growing") == "growing":  # each step reads and writes all of it again
         numbers += 2 * context * sum(e.cached for e in shape.every_layer if not e.shares_cache)
     census["kv-cache"] = numbers * _BYTES[dtype]
+    if settings.get("kv") == "int8":  # codes, and of each vector of them a float32 scale
+        heads = {e.head_dim for e in shape.every_layer}
+        census["kv-cache"] = numbers * (1 + 4 / min(heads))
     return census

@@ -8,7 +8,7 @@ _NATIVE_FAMILIES = {
     "cuda": ("llama", "gemma4_text"),
 }
 # Of the GPU's attention kernel; query heads to a key/value head; of its norm.
-_GPU_HEAD_DIMS, _GPU_GROUPS, _GPU_HIDDEN_SIZE = (64, 128, 256, 512), (1, 2, 3, 4), 4096
+_GPU_HEAD_DIMS, _GPU_GROUPS, _GPU_HIDDEN_SIZE = (64, 128, 256, 512), (1, 2, 3, 4, 8), 4096
 # Columns of a matrix come in whole blocks (on a CPU) or stages (on a GPU).
 _CPU_BLOCK = 32
 _GPU_STAGES = {"dense": 32, "int8": 64, "int4": 128}
@@ -20,21 +20,23 @@ def moot(settings: dict[str, str]) -> frozenset[str]:
     if settings.get("step", "eager") == "eager":
         return frozenset({"activations"})
     dense = all(settings.get(name, "dense") == "dense" for name in ("weights", "head"))
-    idle = dense or settings["step"] == "graph"
-    return _EAGER_ONLY | {"activations"} if idle else _EAGER_ONLY
+    idle = {"activations"} if dense or settings["step"] == "graph" else set()
+    paged = {"cache"} if settings.get("cache") == "paged" else set()
+    return (_EAGER_ONLY | idle) - paged
 
 
 def effective(settings: dict[str, str]) -> dict[str, str]:
     """Return a value for every lever: the seed's where a lever is missing or does nothing.
 
-    But for the cache of the fused steps, which is what `static` is whatever the lever says.
+    But for the cache of the fused steps, which is what `static` is unless it is in pages.
     """
     without = moot(settings)
     found = {
         name: default if name in without else settings.get(name, default)
         for name, default in SEED_SETTINGS.items()
     }
-    return {**found, "cache": "static"} if found["step"] != "eager" else found
+    fused = found["step"] != "eager" and found["cache"] != "paged"
+    return {**found, "cache": "static"} if fused else found
 
 
 def refusal(shape: ModelShape, settings: dict[str, str], machine: Machine) -> str | None:

@@ -84,6 +84,10 @@ class Lever:
         if self.name in ("compile", "step") and value != self.default and not machine.has_compiler:
             what = "nvcc (the CUDA toolkit)" if machine.device == "cuda" else "apt-get install g++"
             return f"{self.name}={value}: needs a compiler ({what})"
+        if self.name == "kv" and value != self.default and machine.device == "cpu":
+            return f"kv={value}: on GPUs only; a CPU's native step has no code for it"
+        if value == "paged" and machine.device == "cpu":
+            return "cache=paged: on GPUs only; a CPU's native step has no code for it"
         if self.name == "activations" and value != self.default and machine.device != "cpu":
             return f"{self.name}={value}: on CPUs only"
         if value.startswith("int4-g"):
@@ -139,9 +143,18 @@ CATALOGUE: dict[str, Lever] = {
         ),
         Lever(
             "cache",
-            ("growing", "static"),
-            "write into a key/value cache laid out beforehand instead of copying it",
+            ("growing", "static", "paged"),
+            "write into a key/value cache laid out beforehand, or page by page, instead of "
+            "copying it",
             Risk.NONE,
+            needs="any CPU; paged pays where memory is short, on GPUs",
+        ),
+        Lever(
+            "kv",
+            ("dense", "int8"),
+            "hold cached keys and values in int8, with a scale for each vector",
+            Risk.ROUNDING,
+            needs="a GPU, or step=eager",
         ),
         Lever(
             "step",

@@ -6,7 +6,14 @@ from torch.nn import functional as F  # noqa: N812
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, grouped: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    grouped: bool,
+    here: Tensor | None = None,
 ) -> Tensor:
     """Attend from the last positions of the cache.
 
@@ -17,6 +24,7 @@ def attend(
         window: how many positions a query sees, itself included; None for all.
         grouped: stack the query heads that share a key/value head as rows of one product, instead
             of copying that head's keys and values once per query head.
+        here: the position [1] of the only query, where those after it don't count.
 
     Returns:
         [length, num_heads * head_dim].
@@ -24,11 +32,14 @@ def attend(
     length, num_heads, head_dim = query.shape
     num_kv_heads, total = key.shape[0], key.shape[1]
     repeats = num_heads // num_kv_heads
-    if length == 1 and window is not None and total > window:
+    if length == 1 and here is None and window is not None and total > window:
         key, value = key[:, -window:], value[:, -window:]
     # A whole prompt at once is plainly causal, and the kernel then skips the empty half.
     whole = length == total and (window is None or total <= window)
-    mask = None if length == 1 or whole else _mask(length, total, window, query.device)
+    if here is not None:
+        mask: Tensor | None = _seen(here[:, None], total, window)
+    else:
+        mask = None if length == 1 or whole else _mask(length, total, window, query.device)
     if grouped and (length == 1 or not whole):
         rows = query.view(length, num_kv_heads, repeats, head_dim).permute(1, 2, 0, 3)
         out = F.scaled_dot_product_attention(
@@ -53,7 +64,10 @@ def attend(
 
 def _mask(length: int, total: int, window: int | None, device: torch.device) -> Tensor:
     """Return [length, total], true where a query may look."""
-    rows = torch.arange(total - length, total, device=device)[:, None]
-    columns = torch.arange(total, device=device)[None, :]
+    return _seen(torch.arange(total - length, total, device=device)[:, None], total, window)
+
+
+def _seen(rows: Tensor, total: int, window: int | None) -> Tensor:
+    columns = torch.arange(total, device=rows.device)[None, :]
     seen = columns <= rows
     return seen if window is None else seen & (columns > rows - window)

@@ -1,5 +1,5 @@
 """Key/value caches of one layer: one that grows by copying, one that is laid out beforehand, one
-that reads what an earlier layer holds.
+of pages, one that holds int8 codes in any of these, one that reads what an earlier layer holds.
 
 All show keys and values as [num_kv_heads, length, head_dim] and forget from the end (`truncate`),
 which is what a rejected draft needs. A layer with a sliding window holds every position, too:
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
+from .levers import Levers
+
+PAGE = 64  # positions, as in attention.cuh
 
 
 class LayerCache(Protocol):
@@ -38,6 +41,11 @@ class GrowingCache:
     ) -> None:
         empty = torch.empty(kv_heads, 0, head_dim, dtype=dtype, device=device)
         self.key, self.value = empty, empty
+
+    @property
+    def length(self) -> int:
+        """How many positions there are."""
+        return self.key.shape[1]
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add key and value; return all of them so far."""
@@ -87,6 +95,110 @@ class StaticCache:
         return self.key[:, : self.length], self.value[:, : self.length]
 
 
+class PagedCache:
+    """Takes memory a page at a time, as the sequence grows, and never moves what it holds.
+
+    After vLLM's paged attention (Kwon et al. 2023); with one sequence, pages need no sharing.
+
+    Attributes:
+        table: where each page of [2, kv_heads, PAGE, head_dim] begins, for kernels; int64.
+    """
+
+    def __init__(
+        self,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_context: int,
+    ) -> None:
+        self._shape, self._dtype = (2, kv_heads, PAGE, head_dim), dtype
+        self._pages: list[Tensor] = []
+        self.table = torch.zeros(-(-max_context // PAGE), dtype=torch.int64, device=device)
+        self.length = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pages."""
+        return sum(page.nbytes for page in self._pages)
+
+    def reserve(self, length: int) -> None:
+        """Have pages for `length` positions."""
+        first = len(self._pages)
+        for _ in range(first, -(-length // PAGE)):
+            device = self.table.device
+            self._pages.append(torch.zeros(self._shape, dtype=self._dtype, device=device))
+        if len(self._pages) > first:
+            starts = torch.tensor([page.data_ptr() for page in self._pages[first:]])
+            self.table[first : len(self._pages)] = starts.to(self.table.device)
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add key and value; return all of them so far."""
+        rows, end = torch.stack((key, value)), self.length + key.shape[1]
+        self.reserve(end)
+        while self.length < end:
+            page, at = divmod(self.length, PAGE)
+            count = min(PAGE - at, end - self.length)
+            done = rows.shape[2] - (end - self.length)
+            self._pages[page][:, :, at : at + count] = rows[:, :, done : done + count]
+            self.length += count
+        return self.contents()
+
+    def truncate(self, length: int) -> None:
+        """Forget everything from position `length` on; the pages stay for what comes next."""
+        self.length = min(self.length, length)
+
+    def contents(self) -> tuple[Tensor, Tensor]:
+        """Return keys and values of all positions so far, as copies."""
+        used = self._pages[: -(-self.length // PAGE)]
+        if not used:
+            empty = torch.empty(*self._shape[:2], 0, self._shape[3], dtype=self._dtype)
+            return empty[0].to(self.table.device), empty[1].to(self.table.device)
+        key, value = torch.cat(used, 2)[:, :, : self.length]
+        return key, value
+
+
+class Int8Cache:
+    """Holds codes of -127 to 127, and for each position and head the scale of its vector.
+
+    Attributes:
+        codes: where the codes are.
+        scales: [2, kv_heads, max_context], float32: of keys and of values.
+    """
+
+    def __init__(
+        self,
+        codes: GrowingCache | StaticCache | PagedCache,
+        dtype: torch.dtype,
+        device: torch.device,
+        shape: tuple[int, int],
+    ) -> None:
+        self.codes, self._dtype = codes, dtype
+        self.scales = torch.zeros(2, *shape, device=device)
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add key and value; return all of them so far, made from their codes."""
+        start = self.codes.length
+        rows = torch.stack((key, value)).float()
+        scales = rows.abs().amax(-1, keepdim=True).clamp_min(1e-20) / 127
+        codes = (rows / scales).round().to(torch.int8)
+        self.scales[:, :, start : start + key.shape[1]] = scales[..., 0]
+        return self._decoded(*self.codes.extend(codes[0], codes[1]))
+
+    def truncate(self, length: int) -> None:
+        """Forget everything from position `length` on."""
+        self.codes.truncate(length)
+
+    def contents(self) -> tuple[Tensor, Tensor]:
+        """Return keys and values of all positions so far."""
+        return self._decoded(*self.codes.contents())
+
+    def _decoded(self, *codes: Tensor) -> tuple[Tensor, Tensor]:
+        scales = self.scales[:, :, : codes[0].shape[1], None]
+        key, value = ((c * s).to(self._dtype) for c, s in zip(codes, scales, strict=True))
+        return key, value
+
+
 class SharedCache:
     """Reads the cache of an earlier layer, which holds this step's positions by now."""
 
@@ -105,17 +217,30 @@ class SharedCache:
         return self._source.contents()
 
 
+def storage(cache: LayerCache) -> StaticCache | PagedCache:
+    """Return where a layer's own keys and values, or their codes, stay in place."""
+    held = cache.codes if isinstance(cache, Int8Cache) else cache
+    assert isinstance(held, StaticCache | PagedCache)
+    return held
+
+
 def make_caches(
-    config: ModelConfig, kind: str, dtype: torch.dtype, device: torch.device, max_context: int
+    config: ModelConfig, levers: Levers, dtype: torch.dtype, device: torch.device, max_context: int
 ) -> list[LayerCache]:
-    """Return an empty cache for each layer, of the kind that the `cache` lever names."""
+    """Return an empty cache for each layer, of the kind that the levers `cache` and `kv` name."""
     caches: list[LayerCache] = []
     layers = zip(config.kv_sources, config.kv_heads, config.head_dims, strict=True)
     for source, kv_heads, head_dim in layers:
         if source is not None:
             caches.append(SharedCache(caches[source]))
-        elif kind == "growing":
-            caches.append(GrowingCache(kv_heads, head_dim, dtype, device))
+            continue
+        held = torch.int8 if levers.kv == "int8" else dtype
+        own: GrowingCache | StaticCache | PagedCache
+        if levers.cache == "growing":
+            own = GrowingCache(kv_heads, head_dim, held, device)
         else:
-            caches.append(StaticCache(kv_heads, head_dim, dtype, device, max_context))
+            kind = PagedCache if levers.cache == "paged" else StaticCache
+            own = kind(kv_heads, head_dim, held, device, max_context)
+        shape = (kv_heads, max_context)
+        caches.append(Int8Cache(own, dtype, device, shape) if levers.kv == "int8" else own)
     return caches

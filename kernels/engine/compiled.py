@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 _FLAGS = ["-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math"]
-_GPU_FLAGS = ["-O3", "-std=c++17"]
+_GPU_FLAGS = ["-O3", "-std=c++17", "--split-compile=0"]  # on all cores
 _BUILT = "SLIPSTREAM_KERNELS"
 
 SOURCES = Path(__file__).resolve().parent

@@ -12,7 +12,8 @@ from pathlib import Path
 CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("bfloat16", "float32"),
     "threads": ("all", "1", "2", "4", "8", "16"),
-    "cache": ("growing", "static"),
+    "cache": ("growing", "static", "paged"),
+    "kv": ("dense", "int8"),
     "attention": ("repeated", "grouped"),
     "norm": ("rms-norm", "layer-norm"),
     "fuse": ("none", "qkv", "qkv+gate-up"),
@@ -39,6 +40,7 @@ class Levers:
     dtype: str = "bfloat16"
     threads: str = "all"
     cache: str = "growing"
+    kv: str = "dense"
     attention: str = "repeated"
     norm: str = "rms-norm"
     fuse: str = "none"

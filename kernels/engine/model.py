@@ -81,7 +81,7 @@ class Model:
     def reset(self) -> None:
         """Forget every position."""
         self.caches = make_caches(
-            self.config, self.levers.cache, self.embedding.dtype, self.device, self.max_context
+            self.config, self.levers, self.embedding.dtype, self.device, self.max_context
         )
         self.length = 0
 
@@ -119,9 +119,18 @@ class Model:
             ValueError: no tokens, an id outside the vocabulary, or more than `max_context`.
         """
         check_tokens(tokens, self.config.vocab_size, self.length, self.max_context)
-        config, count = self.config, len(tokens)
-        grouped = self.levers.attention == "grouped"
         ids = torch.tensor(tokens, device=self.device)
+        narrows = last_only and len(tokens) > 1
+        last = torch.tensor([len(tokens) - 1], device=self.device) if narrows else None
+        return self._hidden(ids, soft, last)
+
+    def _hidden(self, ids: Tensor, soft: SoftTokens | None, last: Tensor | None) -> Tensor:
+        """Append tokens [rows]; with `last` [1], return that one's output alone.
+
+        What comes after `last` in `ids` fills up: it changes nothing, but for the caches' lengths.
+        """
+        config, count = self.config, len(ids)
+        grouped = self.levers.attention == "grouped"
         x = F.embedding(ids, self.embedding)
         if self.embedding_scale is not None:
             x = x * self.embedding_scale
@@ -133,14 +142,15 @@ class Model:
         extras = self._nothing
         if self.per_layer is not None:
             extras = tuple((rows,) for rows in self.per_layer(ids, x))
-        narrow_at = self._first_without_own_keys if last_only else config.num_layers
+        narrow_at = config.num_layers if last is None else self._first_without_own_keys
+        here: Tensor | None = None
         halves = self._step_halves if count == 1 else self._halves
         for index, (before, after) in zip(self.kept, halves, strict=True):
-            if (
-                index >= narrow_at and len(x) > 1
-            ):  # nobody looks at what these layers make of the other tokens
-                x, extras = x[-1:], tuple(tuple(e[-1:] for e in own) for own in extras)
-                angles = {rope: (cos[-1:], sin[-1:]) for rope, (cos, sin) in angles.items()}
+            # Nobody looks at what these layers make of the other tokens.
+            if last is not None and here is None and index >= narrow_at:
+                x, here = x[last], self.length + last
+                extras = tuple(tuple(e[last] for e in own) for own in extras)
+                angles = {rope: (cos[last], sin[last]) for rope, (cos, sin) in angles.items()}
             queries_keys, values = before(x, *angles[config.ropes[index]])
             keys, values = self.caches[index].extend(
                 queries_keys[:, config.num_heads :].transpose(0, 1), values.transpose(0, 1)
@@ -152,10 +162,11 @@ class Model:
                 scale=config.attention_scale,
                 window=config.windows[index],
                 grouped=grouped,
+                here=here,
             )
             x = after(x, attended, *extras[index])
         self.length += count
-        return x[-1:] if last_only else x
+        return x if last is None or here is not None else x[last]
 
     def logits_of(self, rows: Tensor) -> Tensor:
         """Return the logits [rows, vocab_size] of the last layer's output [rows, hidden]."""

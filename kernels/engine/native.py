@@ -239,6 +239,11 @@ def _check(config: ModelConfig, levers: Levers, device: torch.device) -> None:
         raise ValueError(f"step=native decodes {' and '.join(_NORM_NAMES)}, not {config.family}")
     if levers.dtype != "bfloat16":
         raise ValueError(f"step=native needs dtype=bfloat16, not {levers.dtype}")
+    if levers.kv != "dense" or levers.cache == "paged":
+        raise ValueError(
+            f"step=native on a CPU has no code for kv={levers.kv} with cache={levers.cache}: leave "
+            "kv=dense and cache=static, or use step=eager"
+        )
     sizes = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,

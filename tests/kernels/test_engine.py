@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from slipstream.kernels.engine.cache import PAGE, GrowingCache, PagedCache, make_caches
+from slipstream.kernels.engine.config import read_config
 from slipstream.kernels.engine.engine import Engine, load
+from slipstream.kernels.engine.levers import Levers
 
 EXACT_LEVERS = [
     {},
     {"cache": "static"},
+    {"cache": "paged"},
     {"attention": "grouped"},
     {"fuse": "qkv"},
     {"fuse": "qkv+gate-up"},
@@ -90,7 +94,7 @@ def test_compiled_layers_compute_the_same(tiny_llama: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("draft", ["lookup-2", "lookup-4", "lookup-7", "lookup-adaptive"])
-@pytest.mark.parametrize("cache", ["growing", "static"])
+@pytest.mark.parametrize("cache", ["growing", "static", "paged"])
 def test_drafting_is_lossless(draft: str, cache: str, tiny_llama: Path, tmp_path: Path) -> None:
     """The same tokens as plain decoding, where guesses come true and where they don't."""
     plain = engine_with(tiny_llama, tmp_path)
@@ -170,6 +174,55 @@ def test_requests_do_not_see_each_other(tiny_llama: Path, tmp_path: Path) -> Non
     first = engine.generate([1, 2, 3], 20)
     engine.generate(list(range(100)), 20)
     assert engine.generate([1, 2, 3], 20) == first
+
+
+@torch.inference_mode()
+def test_pages_come_as_the_sequence_grows_and_stay(tiny_llama: Path, tmp_path: Path) -> None:
+    engine = engine_with(tiny_llama, tmp_path, cache="paged")
+    cache = engine.model.caches[0]
+    assert isinstance(cache, PagedCache)
+    assert cache.nbytes == 0
+    heads, size = engine.model.config.kv_heads[0], engine.model.config.head_dims[0]
+    cache.extend(*torch.randn(2, heads, 3, size))
+    page = cache.nbytes
+    assert page == 4 * 2 * heads * PAGE * size  # though 256 positions may come
+    cache.truncate(1)
+    cache.extend(*torch.randn(2, heads, PAGE, size))
+    assert cache.nbytes == 2 * page
+    assert [start > 0 for start in cache.table.tolist()] == [True, True, False, False]
+    assert cache.contents()[0].shape == (heads, PAGE + 1, size)
+
+
+@pytest.mark.parametrize("kind", ["growing", "static", "paged"])
+def test_int8_keys_and_values_are_within_half_a_step(kind: str, tiny_llama: Path) -> None:
+    """Whatever they are held in, and after some were forgotten."""
+    config, device = read_config(tiny_llama), torch.device("cpu")
+    heads, size = config.kv_heads[0], config.head_dims[0]
+    dense = GrowingCache(heads, size, torch.float32, device)
+    cache = make_caches(config, Levers(cache=kind, kv="int8"), torch.float32, device, 300)[0]
+    torch.manual_seed(0)
+    for count, keep in ((100, 90), (1, 91), (80, 171)):
+        rows = torch.randn(2, heads, count, size) * torch.rand(2, heads, count, 1)
+        exact, held = dense.extend(*rows), cache.extend(*rows)
+        dense.truncate(keep)
+        cache.truncate(keep)
+    for one, other in zip(exact, held, strict=True):
+        assert other.shape == one.shape
+        error = (one - other).abs() / one.abs().amax(-1, keepdim=True)
+        assert 0.001 < error.max() <= 0.5 / 127 + 1e-6
+
+
+def test_int8_keys_and_values_change_little(tiny_llama: Path, tmp_path: Path) -> None:
+    tokens = torch.randint(512, (48,), generator=torch.Generator().manual_seed(1)).tolist()
+    dense = engine_logits(engine_with(tiny_llama, tmp_path), tokens, 20)
+    ours = engine_logits(engine_with(tiny_llama, tmp_path, kv="int8"), tokens, 20)
+    assert 0 < (ours - dense).norm() < 0.02 * dense.norm()
+
+
+def test_native_steps_have_no_code_for_them(tiny_llama: Path, tmp_path: Path) -> None:
+    for levers in ({"kv": "int8"}, {"cache": "paged"}):
+        with pytest.raises(ValueError, match="use step=eager"):
+            engine_with(tiny_llama, tmp_path, step="native", dtype="bfloat16", **levers)
 
 
 def test_both_doors_run_the_same_model(tiny_llama: Path, tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def test_int4_bytes_count_scales_and_zeros() -> None:
         ({"weights": "int8"}, GPU, "weights=int8: on a GPU only with step=native or graph"),
         ({"step": "graph", "activations": "int8"}, GPU, "activations=int8: on CPUs only"),
         ({"step": "graph", "weights": "int4-g64"}, GPU, "needs a multiple of 128 columns, .* 576"),
+        ({"kv": "int8"}, LAPTOP, "kv=int8: on GPUs only"),
+        ({"cache": "paged"}, LAPTOP, "cache=paged: on GPUs only"),
         ({"turbo": "on"}, LAPTOP, "lever 'turbo': not one of"),
         ({"cache": "huge"}, LAPTOP, "cache=huge: not one of growing, static"),
     ],
@@ -81,13 +83,15 @@ def test_levers_that_do_nothing_beside_others_count_as_the_seeds() -> None:
     assert effective(quantised)["activations"] == "int8"
     assert effective({**SEED_SETTINGS, "activations": "int8"}) == SEED_SETTINGS
     assert effective({"norm": "layer-norm"})["norm"] == "layer-norm"
+    assert effective({**fused, "cache": "paged"})["cache"] == "paged"
+    assert "cache" not in moot({**fused, "cache": "paged"})
 
 
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
         (ModelShape(576, 1536, 2, 9, 3, 96, 512, "llama"), "3 query heads of 96"),
-        (ModelShape(512, 1024, 2, 16, 2, 64, 512, "llama"), "8 query heads of 64"),
+        (ModelShape(512, 1024, 2, 10, 2, 64, 512, "llama"), "5 query heads of 64"),
         (ModelShape(5120, 1024, 2, 4, 2, 64, 512, "llama"), "hidden_size of at most 4096"),
     ],
 )

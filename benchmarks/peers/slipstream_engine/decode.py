@@ -2,15 +2,19 @@
 
     python benchmarks/peers/slipstream_engine/decode.py --model DIR weights=int4-g128 head=int4-g128
 
-The last line on standard output is one JSON object.
+More variants follow after a slash each, in the same process. On standard output comes one line of
+JSON for each.
 """
 
 import argparse
+import gc
+import itertools
 import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,17 +22,9 @@ from slipstream.evaluation.hardware import bandwidth_of
 from slipstream.kernels.engine import load
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--long-prompt", type=int, default=2048)
-    parser.add_argument("settings", nargs="*", help="lever=value")
-    options = parser.parse_args()
-    bandwidth = bandwidth_of("cuda")
-    settings = {"step": "graph", **dict(setting.split("=") for setting in options.settings)}
+def measure(options: argparse.Namespace, levers: list[str], bandwidth: float) -> dict[str, Any]:
+    """Load a variant and time it."""
+    settings = {"step": "graph", **dict(setting.split("=") for setting in levers)}
     tree = Path(tempfile.mkdtemp())
     (tree / "levers.json").write_text(json.dumps(settings))
     engine = load(tree, options.model, 4096)
@@ -54,24 +50,37 @@ def main() -> None:
     plan = engine.model.plan(1, "feed-back")
     read = sum(launch.nbytes for launch in plan)
     tps = statistics.median(decode)
-    print(
-        json.dumps(
-            {
-                "name": "slipstream",
-                "scheme": settings.get("weights", "bf16"),
-                "settings": settings,
-                "decode_tps": tps,
-                "tps": statistics.median(whole),
-                "ttft_ms": statistics.median(first),
-                "long_ttft_ms": statistics.median(long),
-                "read_gb": read / 1e9,
-                "num_launches": len(plan),
-                "bandwidth_gbps": bandwidth,
-                "roofline_fraction": tps * read / bandwidth / 1e9,
-                "samples": decode,
-            }
-        )
-    )
+    return {
+        "name": "slipstream",
+        "scheme": settings.get("weights", "bf16"),
+        "settings": settings,
+        "decode_tps": tps,
+        "tps": statistics.median(whole),
+        "ttft_ms": statistics.median(first),
+        "long_ttft_ms": statistics.median(long),
+        "read_gb": read / 1e9,
+        "num_launches": len(plan),
+        "bandwidth_gbps": bandwidth,
+        "roofline_fraction": tps * read / bandwidth / 1e9,
+        "samples": decode,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--long-prompt", type=int, default=2048)
+    parser.add_argument("settings", nargs="*", help="lever=value, and a slash between variants")
+    options = parser.parse_args()
+    bandwidth = bandwidth_of("cuda")
+    parts = itertools.groupby(options.settings, lambda setting: setting != "/")
+    for levers in [list(some) for is_variant, some in parts if is_variant] or [[]]:
+        print(json.dumps(measure(options, levers, bandwidth)), flush=True)
+        gc.collect()  # an engine and its graphs refer to each other
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

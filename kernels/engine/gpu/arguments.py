@@ -1,6 +1,7 @@
 """What `gemv.cu` exports, and its arguments as C structures."""
 
 import ctypes
+from functools import cache
 from typing import Any
 
 from ..compiled import build
@@ -19,6 +20,8 @@ class NormArgs(ctypes.Structure):
         ("eps", _FLOAT),
         ("scale", _FLOAT),
         ("size", _INT),
+        ("inverse_size", _FLOAT),
+        ("halves", _INT),
     )
 
 
@@ -36,7 +39,7 @@ class GemvArgs(ctypes.Structure):
             (name, _INT)
             for name in (
                 "scheme", "asymmetric", "tiles", "rows", "columns", "group", "m", "output", "silu",
-                "partner_stride", "grid", "share",
+                "partner_stride", "grid", "share", "halved",
             )
         ),
         ("before", NormArgs),
@@ -50,8 +53,8 @@ class AttentionArgs(ctypes.Structure):
         *(
             (name, _POINTER)
             for name in (
-                "qkv", "cos", "sin", "query_norm", "key_norm", "key", "value", "position", "out",
-                "part", "most", "total", "arrived",
+                "qkv", "cos", "sin", "query_norm", "key_norm", "key", "value", "key_scale",
+                "value_scale", "pages", "position", "out", "part", "most", "total", "arrived",
             )
         ),
         ("eps", _FLOAT),
@@ -60,7 +63,7 @@ class AttentionArgs(ctypes.Structure):
             (name, _INT)
             for name in (
                 "m", "kv_heads", "group", "head_dim", "window", "context", "shared",
-                "value_norm",
+                "value_norm", "clustered",
             )
         ),
     )  # fmt: skip
@@ -87,11 +90,13 @@ class ChoiceArgs(ctypes.Structure):
     )
 
 
+@cache
 def kernels() -> Any:
     """Build `gemv.cu` and declare what it exports."""
     c = build("cuda")
     for function in (c.gemv_launch, c.choose_launch, c.attention_launch):
         function.argtypes, function.restype = [_POINTER, _INT, _POINTER], _INT
+    c.attention_clusters.argtypes, c.attention_clusters.restype = [_POINTER], _INT
     c.norm_launch.argtypes, c.norm_launch.restype = [_POINTER, _INT, _INT, _POINTER], _INT
     c.unpack_launch.argtypes, c.unpack_launch.restype = [_POINTER, _POINTER, _POINTER], _INT
     c.error_name.argtypes, c.error_name.restype = [_INT], ctypes.c_char_p

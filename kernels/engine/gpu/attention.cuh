@@ -13,6 +13,10 @@
  * Of queries and keys, a lane holds HEAD_DIM / 64 neighbours of the first half and the same of the
  * second, which are what rotation pairs. Keys and values of the newest tokens come from the
  * projections; block (head, split, n) writes those of token n to the cache.
+ *
+ * The cache holds bfloat16, or int8 codes with a scale for each vector; the newest tokens' are made
+ * into codes before anybody looks at them, so that they look the same now and later. It lies in one
+ * piece, or in pages that are somewhere each.
  */
 #pragma once
 #include <cooperative_groups.h>
@@ -24,23 +28,34 @@ struct Attention {
     const float *qkv;      /* [m, (heads + 2 kv_heads) · head_dim]; queries only if `shared` */
     const float *cos, *sin; /* [positions, head_dim / 2] */
     const float *query_norm, *key_norm; /* [head_dim], or null */
-    __nv_bfloat16 *key, *value; /* [kv_heads, context, head_dim] */
+    void *key, *value;             /* [kv_heads, context, head_dim] */
+    float *key_scale, *value_scale; /* [kv_heads, context] if those are int8 codes, or null */
+    void *const *pages; /* each [2, kv_heads, PAGE, head_dim], instead of those in one piece; or null */
     const int *position;    /* how many tokens came before these */
     __nv_bfloat16 *out;     /* [m, heads · head_dim] */
     float *part, *most, *total; /* [m, kv_heads, SPLITS, group (· head_dim)] */
     int *arrived;           /* [m, kv_heads], zero before and after */
     float eps, scale;
     int m, kv_heads, group, head_dim, window, context, shared, value_norm;
+    int clustered; /* a short window's splits add up in a cluster of blocks (sm_90) */
 };
 
+constexpr int PAGE = 64; /* positions */
 constexpr int KEYS = 32, WARP_KEYS = 2, ATTENTION_WARPS = KEYS / WARP_KEYS;
 constexpr int ATTENTION_THREADS = 32 * ATTENTION_WARPS;
-constexpr int MOST_SPLITS = 32, CLUSTER = 8; /* splits of any cache, of a short window */
-constexpr int SHORT_WINDOW = 1024;
+constexpr int MOST_SPLITS = 32, CLUSTER = 16; /* splits of any cache, of a short window */
 
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(int8_t x) { return x; }
+__device__ __forceinline__ float2 to_floats(__nv_bfloat162 x) { return __bfloat1622float2(x); }
+__device__ __forceinline__ float2 to_floats(char2 x) { return {(float)x.x, (float)x.y}; }
+__device__ __forceinline__ void from_float(float x, int8_t &to) { to = (int8_t)x; }
 __device__ __forceinline__ void from_float(float x, float &to) { to = x; }
 __device__ __forceinline__ void from_float(float x, __nv_bfloat16 &to) { to = __float2bfloat16(x); }
+
+template <class T> struct PairOf;
+template <> struct PairOf<__nv_bfloat16> { typedef __nv_bfloat162 Type; };
+template <> struct PairOf<int8_t> { typedef char2 Type; };
 
 /* Neighbours that are loaded and stored at once. */
 template <int PAIRS, class T>
@@ -87,6 +102,17 @@ struct Vector {
         for (int i = 0; i < PAIRS; i++) a[i] *= scale * weight.a[i], b[i] *= scale * weight.b[i];
     }
 
+    /* Becomes codes of -127 to 127; returns what they are to be multiplied with. */
+    __device__ __forceinline__ float quantise() {
+        float most = 0.0f;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) most = fmaxf(most, fmaxf(fabsf(a[i]), fabsf(b[i])));
+        float scale = fmaxf(warp_max(most), 1e-20f) / 127.0f;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) a[i] = rintf(a[i] / scale), b[i] = rintf(b[i] / scale);
+        return scale;
+    }
+
     /* By the angles whose cosines and sines are in `by`. */
     __device__ __forceinline__ void rotate(const Vector &by) {
 #pragma unroll
@@ -117,28 +143,29 @@ struct Vector {
 };
 
 /* What lies in a cache's row, unconverted, so that many loads can be under way. */
-template <int PAIRS>
+template <int PAIRS, class T>
 struct Row {
-    Chunk<PAIRS, __nv_bfloat16> a, b;
+    Chunk<PAIRS, T> a, b;
 
-    __device__ __forceinline__ void load(const __nv_bfloat16 *at) {
-        const auto *chunks = (const Chunk<PAIRS, __nv_bfloat16> *)at + threadIdx.x % 32;
+    __device__ __forceinline__ void load(const T *at) {
+        const auto *chunks = (const Chunk<PAIRS, T> *)at + threadIdx.x % 32;
         a = chunks[0], b = chunks[32];
     }
 };
 
 /* What a block shares. What was found takes the place of what it was found with. */
-template <int PAIRS, int GROUP>
+template <int PAIRS, int GROUP, class T>
 struct alignas(16) AttentionRoom {
     static constexpr int HEAD_DIM = 64 * PAIRS;
     static constexpr int TEAMS = ATTENTION_THREADS / (HEAD_DIM / 2); /* of threads, for values */
     union {
         struct {
-            __nv_bfloat16 fresh[2][MOST][HEAD_DIM];
+            T fresh[2][MOST][HEAD_DIM];
             float queries[GROUP][HEAD_DIM];
         };
         float found[TEAMS][GROUP][HEAD_DIM];
     };
+    float fresh_scales[2][MOST];
     float scores[GROUP][KEYS], shrink[GROUP]; /* KEYS or splits, which are at most as many */
     float part[GROUP * HEAD_DIM]; /* this split's; in a cluster, all splits' of some columns */
     float most[MOST_SPLITS][GROUP], total[MOST_SPLITS][GROUP]; /* of all splits; of one: the first */
@@ -146,17 +173,31 @@ struct alignas(16) AttentionRoom {
 };
 
 /* One block's part: token n, the cached positions of a split, the queries of a key/value head. */
-template <int PAIRS, int GROUP, int SPLITS>
+template <int PAIRS, int GROUP, int SPLITS, class T>
 struct Attending {
-    typedef AttentionRoom<PAIRS, GROUP> Room;
+    typedef AttentionRoom<PAIRS, GROUP, T> Room;
+    typedef typename PairOf<T>::Type Pair;
+    static constexpr bool CODES = sizeof(T) == 1;
     static constexpr int HEAD_DIM = 64 * PAIRS, TEAMS = Room::TEAMS, TEAM_KEYS = KEYS / TEAMS;
     static constexpr int OWN = GROUP * HEAD_DIM / SPLITS; /* sums that a block of a cluster adds up */
     int kv, split, n, start, here, oldest, first;
-    Row<PAIRS> k[WARP_KEYS];
-    __nv_bfloat162 v[TEAM_KEYS]; /* of two neighbouring columns */
+    Row<PAIRS, T> k[WARP_KEYS];
+    Pair v[TEAM_KEYS]; /* of two neighbouring columns */
+    float k_scales[WARP_KEYS], v_scale; /* of codes; of the value of this lane's key in the tile */
 
-    __device__ __forceinline__ size_t row_of(const Attention &p, int at) const {
-        return ((size_t)kv * p.context + at) * HEAD_DIM;
+    __device__ __forceinline__ T *key_row(const Attention &p, int at) const {
+        if (p.pages)
+            return (T *)p.pages[at / PAGE] + ((size_t)kv * PAGE + at % PAGE) * HEAD_DIM;
+        return (T *)p.key + scale_of(p, at) * HEAD_DIM;
+    }
+
+    __device__ __forceinline__ T *value_row(const Attention &p, int at) const {
+        if (p.pages) return key_row(p, at) + (size_t)p.kv_heads * PAGE * HEAD_DIM;
+        return (T *)p.value + scale_of(p, at) * HEAD_DIM;
+    }
+
+    __device__ __forceinline__ size_t scale_of(const Attention &p, int at) const {
+        return (size_t)kv * p.context + at;
     }
 
     __device__ __forceinline__ static int key_of_warp(int tile, int j) {
@@ -171,13 +212,18 @@ struct Attending {
     __device__ __forceinline__ void fetch(const Attention &p, int tile) {
         int newest = p.shared ? here : max(start - 1, 0), column = threadIdx.x % (HEAD_DIM / 2);
 #pragma unroll
-        for (int j = 0; j < WARP_KEYS; j++)
-            k[j].load(p.key + row_of(p, min(key_of_warp(tile, j), newest)));
+        for (int j = 0; j < WARP_KEYS; j++) {
+            int at = min(key_of_warp(tile, j), newest);
+            k[j].load(key_row(p, at));
+            if constexpr (CODES) k_scales[j] = p.key_scale[scale_of(p, at)];
+        }
 #pragma unroll
         for (int j = 0; j < TEAM_KEYS; j++) {
-            const __nv_bfloat16 *row = p.value + row_of(p, min(key_of_team(tile, j), newest));
-            v[j] = ((const __nv_bfloat162 *)row)[column];
+            int at = min(key_of_team(tile, j), newest);
+            v[j] = ((const Pair *)value_row(p, at))[column];
         }
+        if constexpr (CODES)
+            v_scale = p.value_scale[scale_of(p, min(tile * KEYS + (int)threadIdx.x % 32, newest))];
     }
 
     /* Which positions are this block's. */
@@ -232,8 +278,14 @@ struct Attending {
             if (which == 0) {
                 x.store(room.queries[number]);
             } else {
+                if constexpr (CODES) {
+                    float scale = x.quantise();
+                    room.fresh_scales[which - 1][item.token] = scale;
+                    if (item.token == n)
+                        (which == 1 ? p.key_scale : p.value_scale)[scale_of(p, at)] = scale;
+                }
                 x.store(room.fresh[which - 1][item.token]);
-                if (item.token == n) x.store((which == 1 ? p.key : p.value) + row_of(p, at));
+                if (item.token == n) x.store(which == 1 ? key_row(p, at) : value_row(p, at));
             }
         }
     }
@@ -244,13 +296,19 @@ struct Attending {
 #pragma unroll
         for (int j = 0; j < WARP_KEYS; j++) {
             int token = key_of_warp(tile, j) - start;
-            if (token >= 0 && token <= n) k[j].load(room.fresh[0][token]);
+            if (token < 0 || token > n) continue;
+            k[j].load(room.fresh[0][token]);
+            if constexpr (CODES) k_scales[j] = room.fresh_scales[0][token];
         }
 #pragma unroll
         for (int j = 0; j < TEAM_KEYS; j++) {
             int token = key_of_team(tile, j) - start;
-            if (token >= 0 && token <= n)
-                v[j] = ((const __nv_bfloat162 *)room.fresh[1][token])[column];
+            if (token < 0 || token > n) continue;
+            v[j] = ((const Pair *)room.fresh[1][token])[column];
+        }
+        if constexpr (CODES) {
+            int token = tile * KEYS + threadIdx.x % 32 - start;
+            if (token >= 0 && token <= n) v_scale = room.fresh_scales[1][token];
         }
     }
 
@@ -266,6 +324,7 @@ struct Attending {
                 for (int i = 0; i < PAIRS; i++)
                     sum += q.a[i] * to_float(k[j].a.at[i]) + q.b[i] * to_float(k[j].b.at[i]);
                 sum = warp_sum(sum);
+                if constexpr (CODES) sum *= k_scales[j];
                 int at = key_of_warp(tile, j);
                 if (threadIdx.x % 32 == 0)
                     room.scores[h][at % KEYS] =
@@ -301,7 +360,7 @@ struct Attending {
                 float weight = none ? 0.0f : __expf(own - top);
                 float shrink = none ? 1.0f : __expf(most - top);
                 total = total * shrink + warp_sum(weight), most = top;
-                room.scores[warp][lane] = weight;
+                room.scores[warp][lane] = CODES ? weight * v_scale : weight;
                 if (lane == 0) room.shrink[warp] = shrink;
             }
             __syncthreads();
@@ -312,7 +371,7 @@ struct Attending {
 #pragma unroll
                 for (int j = 0; j < TEAM_KEYS; j++) {
                     float weight = room.scores[h][j * TEAMS + team];
-                    float2 value = __bfloat1622float2(v[j]);
+                    float2 value = to_floats(v[j]);
                     mixed[h].x += weight * value.x, mixed[h].y += weight * value.y;
                 }
             }
@@ -428,11 +487,11 @@ struct Attending {
 };
 static_assert(KEYS == 32 && MOST_SPLITS == 32, "a lane for each");
 
-template <int PAIRS, int GROUP, int SPLITS>
+template <int PAIRS, int GROUP, int SPLITS, class T>
 __global__ void __launch_bounds__(ATTENTION_THREADS) attention_kernel(const Attention p) {
     extern __shared__ __align__(16) uint8_t dynamic[];
-    typedef Attending<PAIRS, GROUP, SPLITS> Block;
-    auto &room = *(AttentionRoom<PAIRS, GROUP> *)dynamic;
+    typedef Attending<PAIRS, GROUP, SPLITS, T> Block;
+    auto &room = *(AttentionRoom<PAIRS, GROUP, T> *)dynamic;
     Block block;
     typename Block::Item item;
     launch_dependents();
@@ -454,35 +513,64 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) attention_kernel(const Atte
     }
 }
 
-template <int PAIRS, int GROUP>
-static int launch_attention(const Attention *p, int dependent, void *queue) {
-    size_t room = sizeof(AttentionRoom<PAIRS, GROUP>);
-    if (dependent && p->window && p->window <= SHORT_WINDOW) /* as sm_90 has clusters, too */
-        return launch(attention_kernel<PAIRS, GROUP, CLUSTER>, *p,
-                      dim3(p->kv_heads, CLUSTER, p->m), ATTENTION_THREADS, room, true, queue,
-                      dim3(1, CLUSTER));
-    return launch(attention_kernel<PAIRS, GROUP, MOST_SPLITS>, *p,
-                  dim3(p->kv_heads, MOST_SPLITS, p->m), ATTENTION_THREADS, room, dependent, queue);
+/* What is done with the kernel of some sizes, once they are known. */
+template <int PAIRS, int GROUP, class T, class Do>
+static int with_kernel(const Attention *p, bool dependent, void *queue, Do act) {
+    size_t room = sizeof(AttentionRoom<PAIRS, GROUP, T>);
+    if (p->clustered)
+        return act(Launch(attention_kernel<PAIRS, GROUP, CLUSTER, T>,
+                          dim3(p->kv_heads, CLUSTER, p->m), ATTENTION_THREADS, room, true, queue,
+                          dim3(1, CLUSTER)));
+    return act(Launch(attention_kernel<PAIRS, GROUP, MOST_SPLITS, T>,
+                      dim3(p->kv_heads, MOST_SPLITS, p->m), ATTENTION_THREADS, room, dependent,
+                      queue));
 }
 
-template <int PAIRS>
-static int launch_group(const Attention *p, int dependent, void *queue) {
+template <int PAIRS, int GROUP, class Do>
+static int with_group(const Attention *p, bool dependent, void *queue, Do act) {
+    if (p->key_scale) return with_kernel<PAIRS, GROUP, int8_t>(p, dependent, queue, act);
+    return with_kernel<PAIRS, GROUP, __nv_bfloat16>(p, dependent, queue, act);
+}
+
+template <int PAIRS, class Do>
+static int with_pairs(const Attention *p, bool dependent, void *queue, Do act) {
     switch (p->group) {
-        case 1: return launch_attention<PAIRS, 1>(p, dependent, queue);
-        case 2: return launch_attention<PAIRS, 2>(p, dependent, queue);
-        case 3: return launch_attention<PAIRS, 3>(p, dependent, queue);
-        case 4: return launch_attention<PAIRS, 4>(p, dependent, queue);
+        case 1: return with_group<PAIRS, 1>(p, dependent, queue, act);
+        case 2: return with_group<PAIRS, 2>(p, dependent, queue, act);
+        case 3: return with_group<PAIRS, 3>(p, dependent, queue, act);
+        case 4: return with_group<PAIRS, 4>(p, dependent, queue, act);
+        case 8: return with_group<PAIRS, 8>(p, dependent, queue, act);
+        default: return -1;
+    }
+}
+
+template <class Do>
+static int with_sizes(const Attention *p, bool dependent, void *queue, Do act) {
+    switch (p->head_dim) {
+        case 64: return with_pairs<1>(p, dependent, queue, act);
+        case 128: return with_pairs<2>(p, dependent, queue, act);
+        case 256: return with_pairs<4>(p, dependent, queue, act);
+        case 512: return with_pairs<8>(p, dependent, queue, act);
         default: return -1;
     }
 }
 
 /* Returns a CUDA error, or -1 for sizes that no kernel was made for. */
 extern "C" int attention_launch(const Attention *p, int dependent, void *queue) {
-    switch (p->head_dim) {
-        case 64: return launch_group<1>(p, dependent, queue);
-        case 128: return launch_group<2>(p, dependent, queue);
-        case 256: return launch_group<4>(p, dependent, queue);
-        case 512: return launch_group<8>(p, dependent, queue);
-        default: return -1;
-    }
+    return with_sizes(p, dependent, queue, [&](const auto &how) {
+        cudaError_t error = how.prepare();
+        if (error == cudaSuccess) error = cudaLaunchKernelEx(&how.config, how.kernel, *p);
+        return (int)error;
+    });
+}
+
+/* How many clusters of blocks the GPU can run at once; 0 where its parts are too small for one. */
+extern "C" int attention_clusters(const Attention *p) {
+    return with_sizes(p, true, nullptr, [&](const auto &how) {
+        int count = 0;
+        bool fine = how.prepare() == cudaSuccess &&
+                    cudaOccupancyMaxActiveClusters(&count, how.kernel, &how.config) == cudaSuccess;
+        cudaGetLastError(); /* asking is no error */
+        return fine ? count : 0;
+    });
 }

@@ -31,24 +31,45 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
+/* How a kernel is launched; `attributes` are kept beside it. */
+template <class Kernel>
+struct Launch {
+    Kernel kernel;
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attributes[2];
+
+    Launch(Kernel kernel, dim3 grid, int threads, size_t shared, bool dependent, void *queue,
+           dim3 cluster = dim3(1))
+        : kernel(kernel) {
+        config.gridDim = grid, config.blockDim = dim3(threads);
+        config.dynamicSmemBytes = shared, config.stream = (cudaStream_t)queue;
+        attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[0].val.programmaticStreamSerializationAllowed = 1;
+        attributes[1].id = cudaLaunchAttributeClusterDimension;
+        attributes[1].val.clusterDim.x = cluster.x, attributes[1].val.clusterDim.y = cluster.y;
+        attributes[1].val.clusterDim.z = cluster.z;
+        bool clustered = cluster.x * cluster.y * cluster.z > 1;
+        config.attrs = attributes, config.numAttrs = dependent ? clustered ? 2 : 1 : 0;
+    }
+
+    /* Beside the static part: 48 KB in all need asking, as do clusters of more than 8. */
+    cudaError_t prepare() const {
+        int shared = (int)config.dynamicSmemBytes;
+        cudaError_t error = cudaSuccess;
+        if (shared > 32 * 1024)
+            error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         shared);
+        if (error == cudaSuccess && config.numAttrs > 1)
+            error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+        return error;
+    }
+};
+
 template <class Kernel, class Args>
 static int launch(Kernel kernel, const Args &args, dim3 grid, int threads, size_t shared,
-                  bool dependent, void *queue, dim3 cluster = dim3(1)) {
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid, config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = shared, config.stream = (cudaStream_t)queue;
-    cudaLaunchAttribute attributes[2];
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = cluster.x, attributes[1].val.clusterDim.y = cluster.y;
-    attributes[1].val.clusterDim.z = cluster.z;
-    bool clustered = cluster.x * cluster.y * cluster.z > 1;
-    config.attrs = attributes, config.numAttrs = dependent ? clustered ? 2 : 1 : 0;
-    cudaError_t error = cudaSuccess;
-    if (shared > 32 * 1024) /* beside the static part; 48 KB in all need asking */
-        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)shared);
-    if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, args);
+                  bool dependent, void *queue) {
+    Launch<Kernel> how(kernel, grid, threads, shared, dependent, queue);
+    cudaError_t error = how.prepare();
+    if (error == cudaSuccess) error = cudaLaunchKernelEx(&how.config, kernel, args);
     return (int)error;
 }

@@ -12,7 +12,6 @@
 #include "stage.cuh"
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
-constexpr int DEPTH = 6;        /* stages of the ring */
 constexpr int NORM_MOST = 4096;   /* of a vector that is normed */
 constexpr int MOST_STAGED = 24 * 1024; /* bytes of inputs that are copied to shared memory */
 
@@ -65,33 +64,34 @@ struct Inputs {
         }
     }
 
-    __device__ __forceinline__ void make(const Gemv &p, float (*shared)[WARPS]) const {
+    __device__ __forceinline__ void make(const Gemv &p, float *shared) const {
         int chunks = p.columns / 8;
         for (int n = 0; n < p.m; n++) {
-            Normer<THREADS, NORM_MOST> normer;
+            Normer<THREADS, NORM_MOST, COLUMNS == 0> normer;
             normer.run(p.before, n, blockIdx.x == 0, shared);
 #pragma unroll
             for (int c = 0; c < normer.CHUNKS; c++) {
                 int at = threadIdx.x + c * THREADS;
-                put(n * chunks + at, at < chunks, normer.chunk(p.before, c));
+                if (at / 32 * 32 < chunks) put(n * chunks + at, at < chunks, normer.chunk(c));
             }
         }
     }
 };
 
 template <int SCHEME, bool ASYMMETRIC, int GROUPS, int SHARE, bool STAGED>
-__global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv p) {
+__global__ void __launch_bounds__(THREADS, 3) gemv_kernel(const Gemv p) {
     constexpr int TEAMS = WARPS / SHARE;
     constexpr int ITEMS = 16 * MOST / (32 * SHARE) > 0 ? 16 * MOST / (32 * SHARE) : 1;
     typedef Stage<SCHEME, ASYMMETRIC, GROUPS> Weights;
-    constexpr int SIZE = sizeof(Weights), AROUND = DEPTH * SIZE;
+    constexpr int DEPTH = Weights::DEPTH, SIZE = sizeof(Weights), AROUND = DEPTH * SIZE;
     extern __shared__ __align__(16) uint8_t dynamic[];
     __shared__ float parts[2][WARPS][16][MOST + 1];
     __shared__ __align__(16) __nv_bfloat16 nothing[Weights::COLUMNS];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int team = warp / SHARE, part = warp % SHARE, member = threadIdx.x % (32 * SHARE);
-    int stages = p.columns / Weights::COLUMNS, stride = gridDim.x * TEAMS;
-    int first = blockIdx.x * TEAMS + team;
+    const int halved = SCHEME == DENSE ? p.halved : 0; /* others' tiles are shorter */
+    int stages = p.columns / Weights::COLUMNS >> halved, stride = gridDim.x * TEAMS;
+    int first = blockIdx.x * TEAMS + team, units = p.tiles << halved; /* tiles, or halves */
     uint8_t *ring = dynamic + warp * AROUND;
     float *group_sums = (float *)(dynamic + WARPS * AROUND);
     int num_sums = SCHEME == DENSE ? 0 : p.m * p.columns / Weights::GROUP;
@@ -99,8 +99,8 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv p) {
 
     /* The warp's copies, one after the other, across its tiles: so many of each, so many tiles. */
     int each = part < stages ? (stages - part + SHARE - 1) / SHARE : 0;
-    int tiles = first < p.tiles ? (p.tiles - first + stride - 1) / stride : 0;
-    int to_copy = each * tiles, left = each, write_at = 0;
+    int turns = first < units ? (units - first + stride - 1) / stride : 0;
+    int to_copy = each * turns, left = each, write_at = 0;
     const uint8_t *from =
         (const uint8_t *)p.weights + ((size_t)first * stages + part) * Weights::BYTES;
     size_t jump = ((size_t)stride * stages - each * SHARE) * Weights::BYTES;
@@ -117,12 +117,12 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv p) {
 #pragma unroll
     for (int j = 0; j < DEPTH - 1; j++) copy(); /* weights don't wait for anybody */
     launch_dependents();
-    if (STAGED && !p.x) Normer<THREADS, NORM_MOST>::prefetch(p.before);
+    if (STAGED && !p.x) Normer<THREADS, NORM_MOST, false>::prefetch(p.before);
     if (threadIdx.x < Weights::COLUMNS / 2) ((uint32_t *)nothing)[threadIdx.x] = 0;
     wait_for_inputs();
     Inputs<SCHEME == DENSE ? 0 : Weights::GROUP> taken{STAGED ? ready : nullptr, group_sums};
     if (!STAGED || p.x) taken.take_in(p);
-    else taken.make(p, (float(*)[WARPS])parts);
+    else taken.make(p, (float *)parts);
     __syncthreads();
     const __nv_bfloat16 *x = STAGED ? ready : p.x;
 
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv p) {
     const __nv_bfloat16 *own = nothing + 4 * t;
     if (mine) own = x + (size_t)g * p.columns + part * Weights::COLUMNS + 4 * t;
     int input_step = mine ? SHARE * Weights::COLUMNS : 0;
-    int row_sums = num_sums / p.m, one = min(2 * t, p.m - 1), two = min(2 * t + 1, p.m - 1);
+    int row_sums = p.columns / Weights::GROUP, one = min(2 * t, p.m - 1), two = min(2 * t + 1, p.m - 1);
     const float *own_sums = group_sums + one * row_sums + part * GROUPS;
     int to_second = (two - one) * row_sums;
     Sums<SCHEME> sums;
@@ -143,10 +143,12 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv p) {
 #pragma unroll
     for (int item = 0; item < ITEMS; item++) {
         int at = member + item * 32 * SHARE;
-        if (first < p.tiles) at_first[item].template load<SCHEME>(p, first * 16 + at % 16, at / 16);
+        int row = (first >> halved) * 16 + at % 16;
+        if (first < units) at_first[item].template load<SCHEME>(p, row, at / 16);
     }
 
-    auto finish = [&](int tile) { /* add up the team's parts, and do what comes after */
+    auto finish = [&](int unit) { /* add up the team's parts, and do what comes after */
+        int tile = unit >> halved;
         sums.hand_in(parts[turn][warp][0], MOST + 1, p.m);
         meet<SHARE>(team);
 #pragma unroll
@@ -154,19 +156,20 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv p) {
             int at = member + item * 32 * SHARE, r = at % 16, n = at / 16, row = tile * 16 + r;
             if (n >= p.m) continue;
             Beside beside = at_first[item];
-            if (tile != first) beside.load<SCHEME>(p, row, n);
+            if (unit != first) beside.load<SCHEME>(p, row, n);
             float value = 0.0f;
             for (int w = 0; w < SHARE; w++) value += parts[turn][team * SHARE + w][r][n];
             value *= beside.scale;
-            if (p.output != BEST) put(p, tile, r, n, value, beside);
+            if (p.output != BEST) put(p, tile, unit & halved, r, n, value, beside);
             else if (row < p.rows && value > best[item]) best[item] = value, best_at[item] = row;
         }
         turn ^= 1;
     };
 
-    for (int tile = first, read_at = 0; tile < p.tiles; tile += stride) {
-        const __nv_bfloat16 *input = own;
-        const float *of_one = own_sums, *of_two = own_sums + to_second;
+    for (int unit = first, read_at = 0; unit < units; unit += stride) {
+        int skip = (unit & halved) * stages;
+        const __nv_bfloat16 *input = own + (mine ? skip * Weights::COLUMNS : 0);
+        const float *of_one = own_sums + skip * GROUPS, *of_two = of_one + to_second;
         for (int i = 0; i < each; i++) {
             __syncwarp(); /* all lanes are done with the slot that is filled next */
             copy();
@@ -176,7 +179,7 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv p) {
             read_at = read_at == AROUND - SIZE ? 0 : read_at + SIZE;
             input += input_step, of_one += SHARE * GROUPS, of_two += SHARE * GROUPS;
         }
-        finish(tile);
+        finish(unit);
     }
     if (p.output != BEST) return;
 #pragma unroll
@@ -260,17 +263,16 @@ __global__ void unpack_kernel(const Unpack p) {
 }
 
 __global__ void __launch_bounds__(THREADS) norm_kernel(const Norm p) {
-    __shared__ float sums[4][WARPS];
+    __shared__ float sums[4 * WARPS];
     launch_dependents();
-    Normer<THREADS, NORM_MOST> normer;
+    Normer<THREADS, NORM_MOST, true> normer;
     normer.prefetch(p);
     wait_for_inputs();
     normer.run(p, blockIdx.x, true, sums);
 #pragma unroll
     for (int c = 0; c < normer.CHUNKS; c++) {
-        int at = threadIdx.x + c * THREADS;
-        uint4 chunk = normer.chunk(p, c);
-        if (at < p.size / 8) ((uint4 *)(p.out + (size_t)blockIdx.x * p.size))[at] = chunk;
+        if (normer.column(c) < p.size)
+            *(uint4 *)(p.out + (size_t)blockIdx.x * p.size + normer.column(c)) = normer.chunk(c);
     }
 }
 
@@ -331,7 +333,7 @@ static int launch_shared(const Gemv *p, bool dependent, void *in) {
     typedef Stage<SCHEME, ASYMMETRIC, GROUPS> Weights;
     size_t sums = SCHEME == DENSE ? 0 : (p->m * p->columns / Weights::GROUP + 3) / 4 * 16;
     size_t inputs = STAGED ? (size_t)p->m * p->columns * sizeof(__nv_bfloat16) : 0;
-    size_t shared = WARPS * DEPTH * sizeof(Weights) + sums + inputs;
+    size_t shared = WARPS * Weights::DEPTH * sizeof(Weights) + sums + inputs;
 #define LAUNCH(SHARE)                                                                             \
     launch(gemv_kernel<SCHEME, ASYMMETRIC, GROUPS, SHARE, STAGED>, *p, p->grid, THREADS, shared,  \
            dependent, in)

@@ -8,17 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cache import StaticCache
+from ..cache import Int8Cache, LayerCache, PagedCache, storage
 from .arguments import AttentionArgs, ChoiceArgs, GemvArgs, NormArgs, UnpackArgs, kernels
-from .packed import PackedLinear
+from .packed import DENSE, PackedLinear
 
 MOST = 8  # tokens of a step, as in device.cuh
 SPLITS = 32  # of the cached positions at most, as in attention.cuh
-HEAD_DIMS, GROUPS = (64, 128, 256, 512), (1, 2, 3, 4)  # that attention.cuh has kernels for
+HEAD_DIMS, GROUPS = (64, 128, 256, 512), (1, 2, 3, 4, 8)  # that attention.cuh has kernels for
 _BLOCKS_PER_SM = 8  # of a launch at most; what doesn't fit at once waits its turn
 # How many warps share a tile: so many that all memory channels are busy, and more where a warp's
 # part is long, since the last one to end decides. Measured on an H100.
-_FEW_WARPS, _MANY_WARPS, _LONG_PART = 8, 24, 16_384  # per SM, per SM, bytes
+_ENOUGH_WARPS, _LONG_PART = 8, 16_384  # per SM; bytes
+# Tiles so long that it shows when some SMs have two and others one: they are halved.
+_LONG_TILE = 256 * 1024  # bytes
+# Windows so short that their splits are added up by one cluster of blocks.
+_SHORT_WINDOW = 1024
 _STORE, _GATED, _PER_LAYER, _BEST = range(4)
 
 
@@ -58,14 +62,20 @@ class Multiplier:
         share, part = 1, w.weights.nbytes // w.tiles
         while share < 8:
             warps = w.tiles * share / self._num_sms
-            if warps >= _MANY_WARPS or (warps >= _FEW_WARPS and part / share <= _LONG_PART):
+            if warps >= _ENOUGH_WARPS and part / share <= _LONG_PART:
                 break
             share *= 2
         return share
 
-    def grid(self, w: PackedLinear) -> int:
+    def grid(self, w: PackedLinear, *, halved: bool = False) -> int:
         """Return the number of blocks that work on a matrix."""
-        return min(-(-w.tiles // self._teams_per_block(w)), _BLOCKS_PER_SM * self._num_sms)
+        units = 2 * w.tiles if halved else w.tiles
+        return min(-(-units // self._teams_per_block(w)), _BLOCKS_PER_SM * self._num_sms)
+
+    def halved(self, w: PackedLinear) -> bool:
+        """Return whether `add` adds up each half of the columns by itself."""
+        long = w.scheme.number == DENSE and w.weights.nbytes // w.tiles > _LONG_TILE
+        return long and w.tiles < 2 * self._num_sms
 
     def teams(self, w: PackedLinear) -> int:
         """Return the number of teams of warps that work on tiles of a matrix."""
@@ -81,6 +91,7 @@ class Multiplier:
         *,
         norm: Tensor | None = None,
         delta: Tensor | None = None,
+        halved: bool = False,
         delta_norm: Tensor | None = None,
         scale: float = 1.0,
         keep: Tensor | None = None,
@@ -88,7 +99,8 @@ class Multiplier:
         """Return what makes `out` [m, hidden] bfloat16: norm((residual + norm(delta)) · scale).
 
         Args:
-            residual: [m, hidden] float32, as are `delta` and `keep`.
+            residual: [m, hidden] float32, as is `keep`.
+            delta: [2, MOST, hidden] float32: what `add` left, which may be two halves.
             norm, delta_norm: weights; None: no such norm.
             keep: where the sum goes, if anywhere.
         """
@@ -97,7 +109,8 @@ class Multiplier:
             None if tensor is None else tensor.data_ptr()
             for tensor in (residual, delta, delta_norm, norm, keep, out)
         )
-        return NormArgs(*pointers, self._eps, scale, size)
+        to_second = delta.stride(0) if delta is not None and halved else 0
+        return NormArgs(*pointers, self._eps, scale, size, 1 / size, to_second)
 
     def norm(self, args: NormArgs, m: int) -> Launch:
         """Norm m vectors of the residual stream."""
@@ -110,6 +123,11 @@ class Multiplier:
     def store(self, label: str, w: PackedLinear, m: int, x: Inputs, y: Tensor) -> Launch:
         """y [m, rows] float32."""
         return self._launch(label, w, m, x, output=_STORE, y=y.data_ptr())
+
+    def add(self, label: str, w: PackedLinear, m: int, x: Inputs, delta: Tensor) -> Launch:
+        """delta [2, MOST, rows] float32, for `norm_of`: the products, or one half and the other."""
+        halved = self.halved(w)
+        return self._launch(label, w, m, x, halved=halved, output=_STORE, y=delta.data_ptr())
 
     def gated(
         self,
@@ -152,7 +170,7 @@ class Multiplier:
         self,
         m: int,
         buffers: dict[str, Tensor],
-        cache: StaticCache,
+        cache: LayerCache,
         angles: tuple[Tensor, Tensor],
         *,
         query_norm: Tensor | None,
@@ -161,6 +179,7 @@ class Multiplier:
         group: int,
         head_dim: int,
         window: int,
+        max_context: int,
         scale: float,
         shared: bool,
         value_norm: bool,
@@ -173,9 +192,9 @@ class Multiplier:
         """
         pointers = {
             "qkv": buffers["qkv"], "cos": angles[0], "sin": angles[1], "query_norm": query_norm,
-            "key_norm": key_norm, "key": cache.key, "value": cache.value,
-            "position": buffers["position"], "out": buffers["attended"], "part": buffers["part"],
-            "most": buffers["most"], "total": buffers["total"], "arrived": buffers["arrived"],
+            "key_norm": key_norm, **_places(cache), "position": buffers["position"],
+            "out": buffers["attended"], "part": buffers["part"], "most": buffers["most"],
+            "total": buffers["total"], "arrived": buffers["arrived"],
         }  # fmt: skip
         args = AttentionArgs(
             **{name: None if t is None else t.data_ptr() for name, t in pointers.items()},
@@ -186,10 +205,14 @@ class Multiplier:
             group=group,
             head_dim=head_dim,
             window=window,
-            context=cache.key.shape[1],
+            context=max_context,
             shared=int(shared),
             value_norm=int(value_norm),
+            clustered=0,
         )
+        if self._dependent and 0 < window <= _SHORT_WINDOW:  # as sm_90 has clusters, too
+            args.clustered = 1
+            args.clustered = int(self._c.attention_clusters(ctypes.byref(args)) > 0)
 
         def run() -> None:
             _check(self._c, self._c.attention_launch(ctypes.byref(args), self._dependent, _queue()))
@@ -215,7 +238,16 @@ class Multiplier:
 
         return Launch("choose", 0, run)
 
-    def _launch(self, label: str, w: PackedLinear, m: int, x: Inputs, **outputs: Any) -> Launch:
+    def _launch(
+        self,
+        label: str,
+        w: PackedLinear,
+        m: int,
+        x: Inputs,
+        *,
+        halved: bool = False,
+        **outputs: Any,
+    ) -> Launch:
         args = GemvArgs(
             weights=w.weights.data_ptr(),
             scales=None if w.scales is None else w.scales.data_ptr(),
@@ -227,8 +259,9 @@ class Multiplier:
             columns=w.columns,
             group=w.group,
             m=m,
-            grid=self.grid(w),
+            grid=self.grid(w, halved=halved),
             share=self.share(w),
+            halved=int(halved),
             before=x if isinstance(x, NormArgs) else NormArgs(),
             **outputs,
         )
@@ -237,6 +270,18 @@ class Multiplier:
             _check(self._c, self._c.gemv_launch(ctypes.byref(args), self._dependent, _queue()))
 
         return Launch(label, w.nbytes, run)
+
+
+def _places(cache: LayerCache) -> dict[str, Tensor]:
+    """Return where attention finds keys and values, by what it calls that."""
+    held = storage(cache)
+    if isinstance(held, PagedCache):
+        places = {"pages": held.table}
+    else:
+        places = {"key": held.key, "value": held.value}
+    if isinstance(cache, Int8Cache):
+        places.update(key_scale=cache.scales[0], value_scale=cache.scales[1])
+    return places
 
 
 def unpack(w: PackedLinear) -> Tensor:

@@ -1,19 +1,21 @@
 """The whole decode step on a GPU: fused kernels, replayed as one CUDA graph, tokens fed back.
 
-A prompt goes through the eager layers, whose matrices are dense copies for the moment; up to eight
-tokens at once (a decoded one, or a draft to verify) go through the packed kernels. Both share the
-key/value cache.
+A prompt goes through the eager layers, whose matrices are dense copies for the moment. A short one
+is filled up to a power of two, so that it, too, is one CUDA graph: launched one by one, the layers'
+small operations take the host five times as long as the GPU. Up to eight tokens at once (a decoded
+one, or a draft to verify) go through the packed kernels. Both share the key/value cache.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from ..cache import StaticCache
+from ..cache import PagedCache, SharedCache, StaticCache, storage
 from ..checkpoint import Checkpoint
 from ..config import ModelConfig, Rope
 from ..gemma4 import Gemma4Layer
@@ -32,6 +34,7 @@ from .packed import PackedLinear
 
 _FAMILIES = ("llama", "gemma4")
 _NORMED_BY_ALL = 1  # vectors of a step up to which a matrix's blocks each norm for themselves
+_FEWEST, _MOST_FILLED_UP = 16, 1024  # tokens of a prompt that is one graph
 _REPLAYS = 10  # of a component when it is timed; the quickest counts
 
 
@@ -46,7 +49,8 @@ class GpuModel(Model):
         self, ckpt: Checkpoint, config: ModelConfig, levers: Levers, max_context: int
     ) -> None:
         _check(config, levers)
-        eager = {"weights": "dense", "head": "dense", "cache": "static", "fuse": "qkv+gate-up"}
+        cache = "paged" if levers.cache == "paged" else "static"
+        eager = {"weights": "dense", "head": "dense", "cache": cache, "fuse": "qkv+gate-up"}
         super().__init__(ckpt, config, replace(levers, attention="grouped", **eager), max_context)
         self._step, self._schemes = levers.step, (levers.weights, levers.head)
         # Before sm_90 a kernel can't begin while the one before it ends.
@@ -58,6 +62,8 @@ class GpuModel(Model):
         self._buffers = self._allocate()
         self._plans: dict[tuple[int, str], list[Launch]] = {}
         self._graphs: dict[tuple[int, str], torch.cuda.CUDAGraph] = {}
+        self._prompts: dict[int, _Prompt] = {}
+        self.prompt_memory = torch.cuda.graph_pool_handle()  # one prompt at a time is read
 
     def reset(self) -> None:
         """Forget every position; the caches stay where they are, for the graphs' sake."""
@@ -83,12 +89,30 @@ class GpuModel(Model):
         chosen: list[int] = torch.cat([*steps]).tolist()
         return chosen
 
+    def hidden(
+        self, tokens: list[int], soft: SoftTokens | None = None, *, last_only: bool = False
+    ) -> Tensor:
+        """Append `tokens` and return the last layer's output, as `Model` does."""
+        size = max(_FEWEST, triton.next_power_of_2(len(tokens)))
+        fits = size <= min(_MOST_FILLED_UP, self.max_context)
+        graphed = self._step == "graph" and self.length == 0 and last_only and soft is None
+        if not (fits and graphed and len(tokens) > 1):
+            return super().hidden(tokens, soft, last_only=last_only)
+        check_tokens(tokens, self.config.vocab_size, self.length, self.max_context)
+        if size not in self._prompts:
+            self._reserve(size)
+            self._prompts[size] = _Prompt(self, size)
+        out = self._prompts[size].read(tokens)
+        self._set_length(len(tokens))
+        return out
+
     def decode(self, token: int, count: int) -> list[int]:
         """Append `token` and `count` - 1 greedy ones after it; return all `count` choices.
 
         The host asks for all steps at once and waits for the last.
         """
         check_tokens([token], self.config.vocab_size, self.length + count - 1, self.max_context)
+        self._reserve(self.length + count)
         self._place([token])
         self._buffers["count"].zero_()
         for _ in range(count):
@@ -103,6 +127,7 @@ class GpuModel(Model):
         Alone, a kernel doesn't begin while another ends: the sum is a little more than a step.
         """
         check_tokens([token], self.config.vocab_size, self.length + count - 1, self.max_context)
+        self._reserve(self.length + count)
         self._place([token])
         launches = [one for one in self.plan(1, "choices") if one.label != "choose"]
         times = {}
@@ -130,6 +155,11 @@ class GpuModel(Model):
             self._plans[m, output] = self._planned(m, output)
         return self._plans[m, output]
 
+    def read_filled_up(self, ids: Tensor, last: Tensor) -> Tensor:
+        """Read tokens from position 0 on; return the last layer's output [1, hidden] at `last`."""
+        self._set_length(0)
+        return self._hidden(ids, None, last)
+
     def _place(self, tokens: list[int]) -> None:
         self._buffers["tokens"][: len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
         self._buffers["position"].fill_(self.length)
@@ -139,6 +169,7 @@ class GpuModel(Model):
     ) -> Iterator[Tensor]:
         """Append `tokens`; yield the answers, to the last or to each, in groups of rows."""
         if len(tokens) <= MOST and soft is None:
+            self._reserve(self.length + len(tokens))
             self._place(tokens)
             self._replay(len(tokens), output)
             self._set_length(self.length + len(tokens))
@@ -154,9 +185,17 @@ class GpuModel(Model):
 
     def _set_length(self, length: int) -> None:
         self.length = length
-        for cache in self.caches:
-            if isinstance(cache, StaticCache):
-                cache.length = length
+        for held in self._storages():
+            held.length = length
+
+    def _reserve(self, length: int) -> None:
+        """Have room for `length` positions."""
+        for held in self._storages():
+            if isinstance(held, PagedCache):
+                held.reserve(length)
+
+    def _storages(self) -> Iterator[StaticCache | PagedCache]:
+        return (storage(cache) for cache in self.caches if not isinstance(cache, SharedCache))
 
     def _replay(self, m: int, output: str) -> None:
         launches = self.plan(m, output)
@@ -236,7 +275,7 @@ class GpuModel(Model):
             "residual": zeros(MOST, config.hidden_size),
             "residual-2": zeros(MOST, config.hidden_size),
             "halves": zeros(MOST, config.hidden_size, dtype=half),
-            "delta": zeros(MOST, config.hidden_size),
+            "delta": zeros(2, MOST, config.hidden_size),
             "normed": zeros(MOST, config.hidden_size, dtype=half),
             "qkv": zeros(MOST, widest),
             "attended": zeros(MOST, max(heads), dtype=half),
@@ -266,28 +305,29 @@ class GpuModel(Model):
         residual = _Residual(self._multiplier, m, buffers)
         for index, layer in zip(self.kept, self.layers, strict=True):
             before, after = _sandwich(layer)
-            qkv, gate_up = _packed(layer.qkv.qkv), _packed(layer.mlp.gate_up)
+            qkv, out = _packed(layer.qkv.qkv), _packed(layer.out)
+            gate_up, down = _packed(layer.mlp.gate_up), _packed(layer.mlp.down)
             launches += [
                 *residual.into(
                     partial(make.store, "qkv", qkv, m, y=buffers["qkv"]),
                     self._float(layer.input_norm),
                 ),
                 self._attention(m, index, layer),
-                make.store("attention-out", _packed(layer.out), m, buffers["attended"], delta),
+                make.add("attention-out", out, m, buffers["attended"], delta),
             ]
-            residual.add(self._float(before))
+            residual.add(out, self._float(before))
             launches += [
                 *residual.into(
                     partial(make.gated, "gate-up", gate_up, m, out=buffers["gated"], silu=silu),
                     self._float(layer.mlp_norm),
                 ),
-                make.store("down", _packed(layer.mlp.down), m, buffers["gated"], delta),
+                make.add("down", down, m, buffers["gated"], delta),
             ]
-            residual.add(self._float(after))
+            residual.add(down, self._float(after))
             if isinstance(layer, Gemma4Layer):
                 if layer.gate is not None:
                     launches += self._gate(m, index, layer.gate, residual)
-                    residual.add(self._float(layer.gate.norm))
+                    residual.add(_packed(layer.gate.up), self._float(layer.gate.norm))
                 residual.scale(float(layer.scalar))
         # The head has more blocks than can be there at once: they don't norm each for itself.
         launches += [make.norm(residual.moved(self._float(self.norm)), m), *self._answer(m, output)]
@@ -314,7 +354,7 @@ class GpuModel(Model):
                 ),
                 None,
             ),
-            make.store("per-layer", up, m, gated, buffers["delta"]),
+            make.add("per-layer", up, m, gated, buffers["delta"]),
         ]
 
     def _embedding(self, m: int) -> list[Launch]:
@@ -356,7 +396,6 @@ class GpuModel(Model):
         config, buffers = self.config, self._buffers
         source = config.kv_sources[index]
         cache = self.caches[index if source is None else source]
-        assert isinstance(cache, StaticCache)
         shared = source is not None
         query_norm = key_norm = None
         if not isinstance(layer, LlamaLayer):
@@ -373,10 +412,35 @@ class GpuModel(Model):
             group=config.num_heads // config.kv_heads[index],
             head_dim=config.head_dims[index],
             window=config.windows[index] or 0,
+            max_context=self.max_context,
             scale=config.attention_scale,
             shared=shared,
             value_norm=config.family == "gemma4",
         )
+
+
+class _Prompt:
+    """One CUDA graph of the eager layers for prompts of at most `size` tokens, from position 0 on.
+
+    What fills it up comes after the prompt, where causal attention doesn't look; its keys and
+    values are overwritten by what follows the prompt.
+    """
+
+    def __init__(self, model: GpuModel, size: int) -> None:
+        self._ids = torch.zeros(size, dtype=torch.int64, device=model.device)
+        self._last = torch.zeros(1, dtype=torch.int64, device=model.device)
+        self._graph = torch.cuda.CUDAGraph()
+        model.read_filled_up(self._ids, self._last)  # what sets up libraries can't be recorded
+        torch.cuda.synchronize()
+        with torch.cuda.graph(self._graph, pool=model.prompt_memory):
+            self._out = model.read_filled_up(self._ids, self._last)
+
+    def read(self, tokens: list[int]) -> Tensor:
+        """Return the last layer's output [1, hidden] for the last of these tokens."""
+        self._ids[: len(tokens)] = torch.tensor(tokens)
+        self._last.fill_(len(tokens) - 1)
+        self._graph.replay()
+        return self._out
 
 
 class _Residual:
@@ -385,12 +449,13 @@ class _Residual:
     def __init__(self, make: Multiplier, m: int, buffers: dict[str, Tensor]) -> None:
         self._make, self._m, self._buffers = make, m, buffers
         self._now, self._next = buffers["residual"], buffers["residual-2"]
-        self._pending: dict[str, Tensor | None] | None = None
+        self._pending: dict[str, Any] | None = None
         self._scale = 1.0
 
-    def add(self, delta_norm: Tensor | None) -> None:
-        """Add the buffer `delta`, through a norm if it has one, when it is next looked at."""
-        self._pending = {"delta": self._buffers["delta"], "delta_norm": delta_norm}
+    def add(self, w: PackedLinear, delta_norm: Tensor | None) -> None:
+        """Add what `w` leaves in `delta`, through a norm if there is one, when it is looked at."""
+        delta, halved = self._buffers["delta"], self._make.halved(w)
+        self._pending = {"delta": delta, "halved": halved, "delta_norm": delta_norm}
 
     def scale(self, factor: float) -> None:
         """Scale the sum when it is next looked at."""

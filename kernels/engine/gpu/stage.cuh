@@ -37,7 +37,8 @@ struct Gemv {
     float *best;          /* BEST: [teams, 8], and where */
     int *best_at;
     int scheme, asymmetric, tiles, rows, columns, group, m, output, silu, partner_stride, grid;
-    int share; /* warps that work on a tile together: 1, 2, 4 or 8 */
+    int share;  /* warps that work on a tile together: 1, 2, 4 or 8 */
+    int halved; /* 1: a tile is two halves of the columns; y [2, MOST, rows] is for who reads it */
     Norm before;
 };
 
@@ -105,6 +106,7 @@ struct Sums {
 /* One stage: 2 × 16 bytes per lane, and for int4 its groups' scales. GROUPS: per 128 columns. */
 template <int SCHEME, bool ASYMMETRIC, int GROUPS>
 struct Stage {
+    static constexpr int DEPTH = SCHEME == DENSE ? 8 : 6; /* of a warp's ring */
     static constexpr int COLUMNS = SCHEME == DENSE ? 32 : SCHEME == INT8 ? 64 : 128;
     static constexpr int TABLES = SCHEME == INT4 ? GROUPS * 16 * (ASYMMETRIC ? 4 : 2) : 0;
     static constexpr int BYTES = 1024 + TABLES;
@@ -205,11 +207,11 @@ struct Beside {
 };
 
 /* Put row r of a tile where it belongs; the lane 8 further on has the up of this lane's gate. */
-__device__ __forceinline__ void put(const Gemv &p, int tile, int r, int n, float value,
+__device__ __forceinline__ void put(const Gemv &p, int tile, int half, int r, int n, float value,
                                     const Beside &beside) {
     int row = tile * 16 + r;
     if (p.output == STORE) {
-        if (row < p.rows) p.y[(size_t)n * p.rows + row] = value;
+        if (row < p.rows) p.y[(size_t)(half * MOST + n) * p.rows + row] = value;
     } else if (p.output == GATED) {
         float up = __shfl_down_sync(__activemask(), value, 8, 16);
         float gate = p.silu ? silu(value) : gelu(value);

@@ -11,7 +11,7 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig, LlamaConfig, Llama
 from slipstream.kernels.engine.engine import Engine, load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-TOKENS = torch.randint(512, (60,), generator=torch.Generator().manual_seed(1)).tolist()
+TOKENS = torch.randint(512, (90,), generator=torch.Generator().manual_seed(1)).tolist()
 SIZES = {
     "vocab_size": 512,
     "hidden_size": 128,
@@ -24,7 +24,10 @@ SIZES = {
 }
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma4"])
+KEPT = [{}, {"kv": "int8"}, {"cache": "paged"}, {"cache": "paged", "kv": "int8"}]
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma4", "gemma4-one-kv-head"])
 def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model whose heads the GPU's kernels know."""
     torch.manual_seed(0)
@@ -32,8 +35,10 @@ def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     if request.param == "llama":
         model = LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=3))
     else:
+        heads = {"num_attention_heads": 8, "num_key_value_heads": 1}  # as E2B has them
+        sizes = {**SIZES, **heads} if "one" in request.param else SIZES
         config = Gemma4TextConfig(
-            **SIZES,
+            **sizes,
             num_hidden_layers=6,
             global_head_dim=128,
             sliding_window=16,
@@ -61,25 +66,30 @@ def logits_in(engine: Engine, pieces: list[list[int]]) -> Tensor:
 
 
 @pytest.mark.parametrize("step", ["native", "graph"])
+@pytest.mark.parametrize("kept", KEPT, ids=str)
 def test_logits_are_nearer_to_fp32_than_eager_ones(
-    step: str, model_dir: Path, tmp_path: Path
+    kept: dict[str, str], step: str, model_dir: Path, tmp_path: Path
 ) -> None:
-    """After a prompt, token by token, past the window."""
-    exact = logits_in(engine_with(model_dir, tmp_path, dtype="float32"), [TOKENS])
-    eager = logits_in(engine_with(model_dir, tmp_path), [TOKENS])
+    """After a prompt, token by token, past the window and past a page."""
+    held = {"kv": kept.get("kv", "dense")}
     ones = [[token] for token in TOKENS[20:]]
-    fused = logits_in(engine_with(model_dir, tmp_path, step=step), [TOKENS[:20], *ones])
+    pieces = [TOKENS[:20], *ones]
+    exact = logits_in(engine_with(model_dir, tmp_path, dtype="float32", **held), pieces)
+    eager = logits_in(engine_with(model_dir, tmp_path, **held), pieces)
+    fused = logits_in(engine_with(model_dir, tmp_path, step=step, **kept), pieces)
     assert (fused - exact).abs().mean() < 1.1 * (eager - exact).abs().mean()
 
 
 @pytest.mark.parametrize("weights", ["dense", "int8", "int4-g32", "int4-g128"])
+@pytest.mark.parametrize("kept", KEPT, ids=str)
 def test_a_token_among_others_is_bit_for_bit_the_token_alone(
-    weights: str, model_dir: Path, tmp_path: Path
+    kept: dict[str, str], weights: str, model_dir: Path, tmp_path: Path
 ) -> None:
-    engine = engine_with(model_dir, tmp_path, step="graph", weights=weights, head=weights)
+    levers = {"step": "graph", "weights": weights, "head": weights}
+    engine = engine_with(model_dir, tmp_path, **levers, **kept)
     alone = logits_in(engine, [TOKENS[:20], *[[token] for token in TOKENS[20:]]])
     for size in (2, 5, 8):
-        pieces = [TOKENS[at : at + size] for at in range(20, 60, size)]
+        pieces = [TOKENS[at : at + size] for at in range(20, 90, size)]
         assert torch.equal(logits_in(engine, [TOKENS[:20], *pieces]), alone)
 
 
@@ -103,6 +113,22 @@ def test_tokens_fed_back_on_the_device_are_those_fed_back_by_the_host(
     for token in tokens:
         assert int(logits.argmax()) == token
         logits = engine.reveal(token)
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=str)
+def test_prompts_that_are_filled_up_are_read_as_they_are(
+    kept: dict[str, str], model_dir: Path, tmp_path: Path
+) -> None:
+    """In one graph or launch by launch; also after a longer one, whose end then fills them up."""
+    graph, native = (
+        engine_with(model_dir, tmp_path, step=step, **kept) for step in ("graph", "native")
+    )
+    for count in (9, 40, 16, 17, 64, 3, 39):
+        seen, exact = (engine.begin(TOKENS[:count]) for engine in (graph, native))
+        assert graph.model.length == count
+        torch.testing.assert_close(seen, exact, atol=0.06, rtol=0.05)
+        torch.testing.assert_close(graph.reveal(5), native.reveal(5), atol=0.06, rtol=0.05)
+        assert torch.equal(graph.begin(TOKENS[:count]), seen)
 
 
 def test_soft_tokens_are_read_as_eager_layers_read_them(model_dir: Path, tmp_path: Path) -> None:
@@ -133,3 +159,27 @@ def test_matrices_multiply_as_their_dense_twins(scheme: str, m: int) -> None:
         y = torch.full((m, rows), float("nan"), device=device)
         make.store("matrix", packed, m, x, y).run()
         assert (y - x.double() @ dense.T).norm() < 3e-3 * (x.double() @ dense.T).norm()
+
+
+@pytest.mark.parametrize("m", [1, 3, 8])
+def test_long_tiles_are_added_up_in_halves(m: int) -> None:
+    """By the norm that reads them; short ones lie in the first half alone."""
+    from slipstream.kernels.engine.gpu.launches import MOST, Multiplier
+    from slipstream.kernels.engine.gpu.packed import PackedLinear
+
+    device = torch.device("cuda")
+    make = Multiplier(device, 1e-6, dependent=torch.cuda.get_device_capability() >= (9, 0))
+    torch.manual_seed(m)
+    for columns, halved in ((10240, True), (2048, False)):
+        w = PackedLinear(torch.randn(256, columns, device=device).bfloat16(), "dense")
+        x = torch.randn(m, columns, device=device).bfloat16()
+        assert make.halved(w) == halved
+        delta = torch.zeros(2, MOST, 256, device=device)
+        make.add("matrix", w, m, x, delta).run()
+        product = (x.double() @ w.dense().double().T).float()
+        assert bool(delta[1, :m].any()) == halved
+        torch.testing.assert_close(delta.sum(0)[:m], product, rtol=1e-3, atol=0.2)
+        residual = torch.randn(m, 256, device=device)
+        out = torch.empty(m, 256, dtype=torch.bfloat16, device=device)
+        make.norm(make.norm_of(residual, out, delta=delta, halved=halved), m).run()
+        torch.testing.assert_close(out.float(), residual + product, rtol=0.01, atol=0.2)
