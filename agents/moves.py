@@ -102,6 +102,12 @@ class KnowingBriefing(Briefing):
         }
         return {name: values for name, values in possible.items() if len(values) > 1}
 
+    def is_harmless(self, lever: Lever) -> bool:
+        """Whether a lever can neither touch quality that anybody judges nor make starts slow."""
+        judged = self.rules is None or self.rules.quality.enabled
+        safe = (Risk.NONE,) if judged else (Risk.NONE, Risk.ROUNDING)
+        return lever.risk in safe and lever.load_s <= 5.0
+
     @cached_property
     def known(self) -> dict[tuple[str, str], LedgerEntry]:
         """What the ledger says of single levers, on any challenge of this family and machine."""
@@ -174,15 +180,17 @@ def bundle(briefing: KnowingBriefing, moves: list[Move]) -> Move | None:
     levers = briefing.levers
     for move in moves:  # the best come first
         ((name, value),) = move.changed.items()
-        if _is_harmless(levers[name]) and move.gain > 0:
+        if briefing.is_harmless(levers[name]) and move.gain > 0:
             changed.setdefault(name, value)
     for name, lever in levers.items():  # what only works together with those above
-        if _is_harmless(lever) and briefing.champion_settings[name] == lever.default:
-            for value in lever.values[1:]:
-                more = move_to(briefing, {**changed, name: value})
-                better = more.prediction.gain > move_to(briefing, changed).prediction.gain
-                if name not in changed and better and is_allowed(more, briefing):
-                    changed[name] = value
+        fresh = name not in changed and briefing.champion_settings[name] == lever.default
+        if not fresh or not briefing.is_harmless(lever):
+            continue
+        so_far = move_to(briefing, changed).prediction.gain
+        more = [move_to(briefing, {**changed, name: value}) for value in lever.values[1:]]
+        more = [one for one in more if one.prediction.gain > so_far and is_allowed(one, briefing)]
+        if more:
+            changed = max(more, key=lambda move: move.prediction.gain).changed
     idle = briefing.catalogue.moot({**briefing.champion_settings, **changed})
     changed = {name: value for name, value in changed.items() if name not in idle}
     return move_to(briefing, changed) if len(changed) > 1 else None
@@ -201,11 +209,6 @@ def reunion(briefing: KnowingBriefing, moves: list[Move]) -> Move | None:
                 changed.setdefault(name, value)
     together = move_to(briefing, changed)
     return together if len(changed) > 1 and is_allowed(together, briefing) else None
-
-
-def _is_harmless(lever: Lever) -> bool:
-    """Whether a lever can neither touch quality nor make every start slow."""
-    return lever.risk is Risk.NONE and lever.load_s <= 5.0
 
 
 def move_to(briefing: KnowingBriefing, changed: dict[str, str]) -> Move:

@@ -8,6 +8,7 @@ from slipstream.agents.offline_planner import EXPLORE_EVERY, OfflinePlanner
 from slipstream.agents.roles import Briefing, Island, Proposal, Trial
 from slipstream.agents.roofline import predict
 from slipstream.evaluation.acceptance import Cause, Verdict
+from slipstream.evaluation.challenge import load_challenge
 from slipstream.kernels.catalogue import SHIPPED
 from slipstream.kernels.census import ModelShape
 from slipstream.kernels.fit import refusal
@@ -43,6 +44,23 @@ def test_begins_with_the_step_and_then_with_what_saves_most_bytes() -> None:
     assert changed(proposal, NATIVE) == {"weights": "int4-g64"}
     assert proposal.predicted_gain > 0.2
     assert "MB a token instead of" in proposal.mechanism
+
+
+def test_where_nobody_judges_quality_all_that_rounds_comes_in_one_move() -> None:
+    """On a GPU quantised matrices need the fused step: one by one they can't be proposed at all."""
+    gpu = Machine("cuda", 16, has_compiler=True)
+    shape = ModelShape(2560, 10240, 42, 8, 2, 256, 262144, "llama")
+    judged = replace(FRESH, shape=shape, machine=gpu, bandwidth_gbps=3000.0, champion_tps=30.0)
+    assert not {"weights", "head"} & set(changed(first(judged), judged))
+    rules = load_challenge("gemma4-e4b-random")
+    assert not rules.quality.enabled
+    free = replace(judged, rules=rules)
+    found = changed(first(free), free)
+    assert found["step"] == "graph"
+    assert found["weights"].startswith("int4")
+    assert found["head"].startswith("int4")
+    assert refusal(shape, {**SEED_SETTINGS, **found}, gpu) is None
+    assert not {"vocab", "skip", "window", "draft", "compile"} & set(found)
 
 
 def test_prediction_is_the_arithmetic() -> None:
