@@ -93,12 +93,7 @@ class KnowingBriefing(Briefing):
     def choices(self) -> dict[str, tuple[str, ...]]:
         """Of each lever the values that could work on this model and machine, if there are two."""
         possible = {
-            name: tuple(
-                value
-                for value in lever.values
-                if lever.refusal(self.shape, value, self.machine) is None
-            )
-            for name, lever in self.levers.items()
+            name: self.catalogue.values(name, self.shape, self.machine) for name in self.levers
         }
         return {name: values for name, values in possible.items() if len(values) > 1}
 

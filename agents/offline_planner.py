@@ -119,6 +119,7 @@ class OfflinePlanner:
                 name: value
                 for name, value in trial.params.items()
                 if value != briefing.champion_settings[name]
+                and value in briefing.choices.get(name, ())
             }
             single = [move_to(briefing, {name: value}) for name, value in wanted.items()]
             single.sort(key=lambda move: move.gain, reverse=True)

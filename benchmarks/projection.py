@@ -2,12 +2,13 @@
 
     python benchmarks/projection.py measure --out h100.json          # on one GPU
     python benchmarks/projection.py measure --out h200.json          # on another
-    python benchmarks/projection.py compare h100.json h200.json --on a10g
+    python benchmarks/projection.py compare h100.json h200.json      # hold one against the other
+    python benchmarks/projection.py foretell h100.json --on a10g     # where nobody has measured
 
 `measure` takes the machine's profile (memory, launches) and times five variants of Gemma 4 E4B's
-sizes with random weights. `compare` predicts the second machine from the first, variant by variant,
-and then a machine that is only known by its profile. A projection is never a measurement. Its last
-line is JSON.
+sizes with random weights. `compare` predicts the second machine from the first, variant by variant.
+`foretell` does so for a machine that is only known by its profile. A projection is never a
+measurement. The last line is JSON.
 
 The row with a drafter is a projection on top of one: tokens a round from the acceptance that was
 reported by the Fast Gemma Challenge for the Gemma 4 assistant, seven drafts a round, each as long
@@ -54,13 +55,14 @@ def measure(options: argparse.Namespace) -> None:
         if options.model is None:
             make_random("gemma-4-E4B", model)
         levers = [word for own in VARIANTS.values() for word in ("/", *own)]
-        command = [sys.executable, str(ENGINE), "--model", str(model), *levers]
+        repeats = ["--repeats", str(options.repeats)]
+        command = [sys.executable, str(ENGINE), "--model", str(model), *repeats, *levers]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
+        found_rows = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
+        if done.returncode or len(found_rows) < len(VARIANTS):
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise SystemExit(f"error: a variant doesn't run here: {reason}")
-        for name, line in zip(VARIANTS, done.stdout.strip().splitlines(), strict=True):
-            row = json.loads(line)
+            raise SystemExit(f"error: {[*VARIANTS][len(found_rows)]} doesn't run here: {reason}")
+        for name, row in zip(VARIANTS, found_rows, strict=True):
             rows[name] = asdict(
                 Measured(row["decode_tps"], 1e9 * row["read_gb"], row["num_launches"])
             )
@@ -83,18 +85,22 @@ def with_drafter(tps: float) -> float:
     return (1 + sum(ACCEPTANCE)) / (1 / tps + len(ACCEPTANCE) * DRAFT_S)
 
 
-def compare(options: argparse.Namespace) -> None:
-    """Print predicted beside measured, and what the unmeasured machine would do."""
-    (here, source), (there, target) = read(options.here), read(options.there)
-    unmeasured = find_machine(options.on)
-    table = Table(title=f"from {here.name} to {there.name}, and to {unmeasured.name}", box=None)
-    columns = ("variant", "measured here", "predicted there", "measured there", "off by")
-    for column in (*columns, f"projected, {options.on}"):
+def table_of(title: str, *columns: str) -> Table:
+    """Return an empty table, a variant a row."""
+    table = Table(title=title, box=None)
+    for column in ("variant", *columns):
         table.add_column(column, justify="left" if column == "variant" else "right")
+    return table
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Print predicted beside measured."""
+    (here, source), (there, target) = read(options.here), read(options.there)
+    columns = ("measured here", "predicted there", "measured there", "off by")
+    table = table_of(f"from {here.name} to {there.name}", *columns)
     rows: list[dict[str, Any]] = []
     for name, found in source.items():
         predicted, known = project(found, here, there), target[name].tps
-        far = project(found, here, unmeasured)
         error = predicted / known - 1
         rows.append(
             {
@@ -103,13 +109,10 @@ def compare(options: argparse.Namespace) -> None:
                 "predicted_tps": predicted,
                 "measured_tps": known,
                 "error": error,
-                f"projected_{options.on}_tps": far,
             }
         )
         figures = (found.tps, predicted, known)
-        table.add_row(name, *(f"{tps:.1f}" for tps in figures), f"{error:+.1%}", f"{far:.1f}")
-    drafted = with_drafter(project(source["int4"], here, unmeasured))
-    table.add_row("int4 and the Gemma 4 assistant", "", "", "", "", f"{drafted:.1f}")
+        table.add_row(name, *(f"{tps:.1f}" for tps in figures), f"{error:+.1%}")
     Console().print(table)
     print(
         json.dumps(
@@ -117,8 +120,6 @@ def compare(options: argparse.Namespace) -> None:
                 "rows": rows,
                 "here": asdict(here),
                 "there": asdict(there),
-                "unmeasured": asdict(unmeasured),
-                "with_drafter_tps": drafted,
                 "worst_error": max((row["error"] for row in rows), key=abs),
                 "rms_error": math.sqrt(sum(row["error"] ** 2 for row in rows) / len(rows)),
             }
@@ -126,18 +127,41 @@ def compare(options: argparse.Namespace) -> None:
     )
 
 
+def foretell(options: argparse.Namespace) -> None:
+    """Print what a machine would do that is known by its profile alone."""
+    here, source = read(options.here)
+    there = find_machine(options.on)
+    table = table_of(
+        f"from {here.name} to {there.name}", "measured here", f"{options.on}, projected"
+    )
+    rows = []
+    for name, found in source.items():
+        far = project(found, here, there)
+        rows.append({"variant": name, "here_tps": found.tps, "projected_tps": far})
+        table.add_row(name, f"{found.tps:.1f}", f"{far:.1f}")
+    drafted = with_drafter(project(source["int4"], here, there))
+    table.add_row("int4 and the Gemma 4 assistant", "", f"{drafted:.1f}")
+    Console().print(table)
+    found_all = {"rows": rows, "with_drafter_tps": drafted}
+    print(json.dumps({**found_all, "here": asdict(here), "there": asdict(there)}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(required=True)
     measuring = commands.add_parser("measure", help="on the GPU at hand")
     measuring.add_argument("--model", type=Path, help="a folder, instead of random weights")
+    measuring.add_argument("--repeats", type=int, default=5)
     measuring.add_argument("--out", type=Path, required=True)
     measuring.set_defaults(do=measure)
     comparing = commands.add_parser("compare", help="what two GPUs measured")
     comparing.add_argument("here", type=Path)
     comparing.add_argument("there", type=Path)
-    comparing.add_argument("--on", default="a10g", help="a GPU known by its profile alone")
     comparing.set_defaults(do=compare)
+    foretelling = commands.add_parser("foretell", help="from what one GPU measured")
+    foretelling.add_argument("here", type=Path)
+    foretelling.add_argument("--on", default="a10g", help="a GPU known by its profile alone")
+    foretelling.set_defaults(do=foretell)
     options = parser.parse_args()
     options.do(options)
 

@@ -52,6 +52,10 @@ class Catalogue:
         """Return why these settings can't work on this model and machine, or None."""
         return self.unknown(settings)
 
+    def values(self, name: str, shape: ModelShape, machine: Machine) -> tuple[str, ...]:  # noqa: ARG002
+        """Return those values of a lever that could work on this model and machine."""
+        return self.levers[name].values
+
     def unknown(self, settings: Mapping[str, object]) -> str | None:
         """Return which setting is no lever's value, or None."""
         for name, value in settings.items():
@@ -98,6 +102,10 @@ class _Shipped(Catalogue):
 
     def refusal(self, shape: ModelShape, settings: dict[str, str], machine: Machine) -> str | None:
         return fit.refusal(shape, settings, machine)
+
+    def values(self, name: str, shape: ModelShape, machine: Machine) -> tuple[str, ...]:
+        lever = self.levers[name]
+        return tuple(v for v in lever.values if lever.refusal(shape, v, machine) is None)
 
     def read_bytes(self, shape: ModelShape, settings: dict[str, str]) -> float:
         return sum(bytes_per_token(shape, self.effective(settings)).values())

@@ -203,10 +203,13 @@ def bytes_per_token(
     census["head"] = matrix_bytes(words, shape.hidden_size, head, dtype)
     # Every layer reads the keys and values that it sees, also where an earlier layer holds them.
     numbers = sum(e.cached * min(context, e.window or context) for e in shape.every_layer)
-    if settings.get("cache", "growing") == "growing":  # each step reads and writes all of it again
-        numbers += 2 * context * sum(e.cached for e in shape.every_layer if not e.shares_cache)
-    census["kv-cache"] = numbers * _BYTES[dtype]
+    eager = settings.get("step", "eager") == "eager"
+    kind, size = settings.get("cache", "growing"), float(_BYTES[dtype])
     if settings.get("kv") == "int8":  # codes, and of each vector of them a float32 scale
-        heads = {e.head_dim for e in shape.every_layer}
-        census["kv-cache"] = numbers * (1 + 4 / min(heads))
+        size = 1 + 4 / shape.every_layer[0].head_dim
+        if eager:  # made into numbers that are written and read again
+            size += 2 * _BYTES[dtype]
+    if kind == "growing" or (kind == "paged" and eager):  # each step puts all of it together again
+        numbers += 2 * context * sum(e.cached for e in shape.every_layer if not e.shares_cache)
+    census["kv-cache"] = numbers * size
     return census

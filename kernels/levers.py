@@ -86,7 +86,7 @@ class Lever:
             return f"{self.name}={value}: needs a compiler ({what})"
         if self.name == "kv" and value != self.default and machine.device == "cpu":
             return f"kv={value}: on GPUs only; a CPU's native step has no code for it"
-        if value == "paged" and machine.device == "cpu":
+        if self.name == "cache" and value == "paged" and machine.device == "cpu":
             return "cache=paged: on GPUs only; a CPU's native step has no code for it"
         if self.name == "activations" and value != self.default and machine.device != "cpu":
             return f"{self.name}={value}: on CPUs only"
@@ -144,17 +144,17 @@ CATALOGUE: dict[str, Lever] = {
         Lever(
             "cache",
             ("growing", "static", "paged"),
-            "write into a key/value cache laid out beforehand, or page by page, instead of "
-            "copying it",
+            "write into a key/value cache laid out beforehand instead of copying it, or, in fused "
+            "steps, into pages that come as the sequence grows",
             Risk.NONE,
-            needs="any CPU; paged pays where memory is short, on GPUs",
+            needs="any CPU; paged: a GPU",
         ),
         Lever(
             "kv",
             ("dense", "int8"),
             "hold cached keys and values in int8, with a scale for each vector",
             Risk.ROUNDING,
-            needs="a GPU, or step=eager",
+            needs="a GPU; saves bytes in fused steps only",
         ),
         Lever(
             "step",

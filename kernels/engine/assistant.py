@@ -76,8 +76,10 @@ class Assistant:
         row = row[None]
         position = min(self._target.length, self._target.max_context - 1)
         angles = {rope: table.at(position, 1) for rope, table in self._tables.items()}
+        # What the model has cached stays as it is meanwhile, and may have to be put together.
+        held = {source: self._target.caches[source].contents() for source in set(self._caches)}
         for _ in range(most):
-            out = self._decode(torch.cat((self._embedded(word), row), -1), angles)
+            out = self._decode(torch.cat((self._embedded(word), row), -1), angles, held)
             word, row = self._likeliest(out), F.linear(out, self._after)
             guesses.append(word)
         found: list[int] = torch.cat(guesses).tolist() if guesses else []
@@ -89,12 +91,17 @@ class Assistant:
         assert scale is not None  # every Gemma's
         return F.embedding(word, self._target.embedding) * scale
 
-    def _decode(self, inputs: Tensor, angles: dict[Rope, tuple[Tensor, Tensor]]) -> Tensor:
+    def _decode(
+        self,
+        inputs: Tensor,
+        angles: dict[Rope, tuple[Tensor, Tensor]],
+        held: dict[int, tuple[Tensor, Tensor]],
+    ) -> Tensor:
         config, x = self.config, F.linear(inputs, self._before)
         for index, layer in enumerate(self.layers):
             window = config.windows[index]
             queries, _ = layer.before_attention(x, *angles[config.ropes[index]])
-            keys, values = self._target.caches[self._caches[index]].contents()
+            keys, values = held[self._caches[index]]
             attended = attend(
                 queries,
                 keys,

@@ -117,11 +117,6 @@ class PagedCache:
         self.table = torch.zeros(-(-max_context // PAGE), dtype=torch.int64, device=device)
         self.length = 0
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all pages."""
-        return sum(page.nbytes for page in self._pages)
-
     def reserve(self, length: int) -> None:
         """Have pages for `length` positions."""
         first = len(self._pages)

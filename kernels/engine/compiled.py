@@ -82,7 +82,9 @@ def _compiled(name: str, source: Path) -> Iterator[Path]:
                 is_python_module=False,
             )
         except RuntimeError as error:
-            lines = [line for line in str(error).splitlines() if "error:" in line]
+            lines = [
+                line for line in str(error).splitlines() if "error:" in line or "fatal" in line
+            ]
             reason = (lines or str(error).splitlines() or ["no message"])[0].strip()
             raise ValueError(f"{source.name}: {compiler} says {reason}") from error
         # Built again in one process, it gets another name.

@@ -124,10 +124,19 @@ class Model:
         last = torch.tensor([len(tokens) - 1], device=self.device) if narrows else None
         return self._hidden(ids, soft, last)
 
-    def _hidden(self, ids: Tensor, soft: SoftTokens | None, last: Tensor | None) -> Tensor:
+    def _hidden(
+        self,
+        ids: Tensor,
+        soft: SoftTokens | None,
+        last: Tensor | None,
+        *,
+        filled_up: bool = False,
+    ) -> Tensor:
         """Append tokens [rows]; with `last` [1], return that one's output alone.
 
-        What comes after `last` in `ids` fills up: it changes nothing, but for the caches' lengths.
+        Args:
+            filled_up: others come after `last` in `ids`, which nothing returned here looks at. The
+                caches hold them, until their lengths are set back.
         """
         config, count = self.config, len(ids)
         grouped = self.levers.attention == "grouped"
@@ -143,12 +152,12 @@ class Model:
         if self.per_layer is not None:
             extras = tuple((rows,) for rows in self.per_layer(ids, x))
         narrow_at = config.num_layers if last is None else self._first_without_own_keys
-        here: Tensor | None = None
+        narrowed, here = False, None
         halves = self._step_halves if count == 1 else self._halves
         for index, (before, after) in zip(self.kept, halves, strict=True):
             # Nobody looks at what these layers make of the other tokens.
-            if last is not None and here is None and index >= narrow_at:
-                x, here = x[last], self.length + last
+            if last is not None and not narrowed and index >= narrow_at:
+                x, narrowed, here = x[last], True, self.length + last if filled_up else None
                 extras = tuple(tuple(e[last] for e in own) for own in extras)
                 angles = {rope: (cos[last], sin[last]) for rope, (cos, sin) in angles.items()}
             queries_keys, values = before(x, *angles[config.ropes[index]])
@@ -166,7 +175,7 @@ class Model:
             )
             x = after(x, attended, *extras[index])
         self.length += count
-        return x if last is None or here is not None else x[last]
+        return x if last is None or narrowed else x[last]
 
     def logits_of(self, rows: Tensor) -> Tensor:
         """Return the logits [rows, vocab_size] of the last layer's output [rows, hidden]."""

@@ -242,7 +242,7 @@ def _check(config: ModelConfig, levers: Levers, device: torch.device) -> None:
     if levers.kv != "dense" or levers.cache == "paged":
         raise ValueError(
             f"step=native on a CPU has no code for kv={levers.kv} with cache={levers.cache}: leave "
-            "kv=dense and cache=static, or use step=eager"
+            "kv=dense and cache=static"
         )
     sizes = {
         "hidden_size": config.hidden_size,

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from slipstream.agents.moves import KnowingBriefing
 from slipstream.agents.offline_planner import EXPLORE_EVERY, OfflinePlanner
 from slipstream.agents.roles import Briefing, Island, Proposal, Trial
 from slipstream.agents.roofline import predict
 from slipstream.evaluation.acceptance import Cause, Verdict
 from slipstream.evaluation.challenge import load_challenge
-from slipstream.kernels.catalogue import SHIPPED
+from slipstream.kernels.catalogue import SHIPPED, read_catalogue
 from slipstream.kernels.census import ModelShape
 from slipstream.kernels.fit import refusal
 from slipstream.kernels.levers import SEED_SETTINGS, Machine
@@ -61,6 +62,17 @@ def test_where_nobody_judges_quality_all_that_rounds_comes_in_one_move() -> None
     assert found["head"].startswith("int4")
     assert refusal(shape, {**SEED_SETTINGS, **found}, gpu) is None
     assert not {"vocab", "skip", "window", "draft", "compile"} & set(found)
+
+
+def test_draws_only_what_can_work_on_this_machine() -> None:
+    """Of somebody else's engine, whose levers may have the same names, all of it."""
+    choices = KnowingBriefing(**vars(FRESH)).choices
+    assert "kv" not in choices
+    assert choices["cache"] == ("growing", "static")
+    assert choices["draft"][-1] == "lookup-adaptive"
+    served = read_catalogue("theirs", '[levers.kv]\nvalues = ["int8", "paged"]\nsummary = "x"')
+    theirs = replace(KnowingBriefing(**vars(FRESH)), catalogue=served)
+    assert theirs.choices == {"kv": ("int8", "paged")}
 
 
 def test_prediction_is_the_arithmetic() -> None:

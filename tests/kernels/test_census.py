@@ -68,6 +68,27 @@ def test_e2b_is_counted_by_hand(home: Path) -> None:
     }
 
 
+def test_int8_keys_and_values_are_a_byte_and_a_share_of_a_scale() -> None:
+    """Heads of 64: four bytes of scale for each. Eager layers write them out and read that."""
+    fused, eager = {**STATIC, "step": "graph"}, STATIC
+    for settings, more in ((fused, 0), (eager, 4)):
+        dense, int8 = (
+            bytes_per_token(SMOLLM2, {**settings, "kv": kind})["kv-cache"]
+            for kind in ("dense", "int8")
+        )
+        assert int8 == pytest.approx(dense / 2 * (1 + 4 / 64 + more))
+
+
+def test_pages_are_put_together_by_eager_layers_only() -> None:
+    read = {
+        (step, kind): bytes_per_token(SMOLLM2, {**STATIC, "step": step, "cache": kind})["kv-cache"]
+        for step in ("eager", "graph")
+        for kind in ("static", "paged", "growing")
+    }
+    assert read["eager", "paged"] == read["eager", "growing"] > read["eager", "static"]
+    assert read["graph", "paged"] == read["graph", "static"]
+
+
 def test_a_growing_cache_is_copied_where_it_lies(home: Path) -> None:
     shape = read_shape(fetch_model("random:gemma-4-E2B"))
     static, growing = (

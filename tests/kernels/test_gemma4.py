@@ -21,11 +21,13 @@ from slipstream.evaluation.models import fetch_model
 from slipstream.kernels.engine.checkpoint import Checkpoint
 from slipstream.kernels.engine.config import read_config
 from slipstream.kernels.engine.engine import Engine, load
+from slipstream.kernels.engine.model import Model
 from slipstream.kernels.engine.shapes import tensor_shapes
 
 EXACT_LEVERS = [
     {},
     {"cache": "static"},
+    {"cache": "paged"},
     {"attention": "grouped"},
     {"fuse": "qkv"},
     {"fuse": "qkv+gate-up"},
@@ -35,6 +37,38 @@ EXACT_LEVERS = [
 ]
 BOTH = pytest.mark.parametrize("tiny", ["tiny_gemma4", "tiny_gemma4_wide"])
 TOKENS = torch.randint(512, (56,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@BOTH
+@pytest.mark.parametrize("levers", [{}, {"kv": "int8", "cache": "paged"}], ids=str)
+@pytest.mark.parametrize("count", [3, 30, 56])
+def test_what_fills_a_prompt_up_changes_nothing(
+    count: int, levers: dict[str, str], model_dir: Path, tmp_path: Path
+) -> None:
+    """Past the window, in layers that read others' keys, and in what is decoded afterwards."""
+    model = engine_with(model_dir, tmp_path, **{"cache": "static", **levers}).model
+    assert isinstance(model, Model)
+    with torch.inference_mode():
+        exact = model.hidden(TOKENS[:count], last_only=True)
+        after = model([7])
+        for filler in (0, 5):
+            model.reset()
+            ids = torch.tensor([*TOKENS[:count], *[filler] * (64 - count)])
+            last = torch.tensor([count - 1])
+            seen = model._hidden(ids, None, last, filled_up=True)
+            torch.testing.assert_close(seen, exact, atol=1e-4, rtol=0)
+            model.truncate(count)
+            torch.testing.assert_close(model([7]), after, atol=1e-4, rtol=0)
+
+
+@BOTH
+def test_int8_keys_and_values_of_shared_layers_change_little(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    dense = engine_logits(engine_with(model_dir, tmp_path), TOKENS, 20)
+    for kind in ("static", "paged"):
+        ours = engine_logits(engine_with(model_dir, tmp_path, kv="int8", cache=kind), TOKENS, 20)
+        assert 0 < (ours - dense).norm() < 0.03 * dense.norm()
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ struct Attention {
     const float *query_norm, *key_norm; /* [head_dim], or null */
     void *key, *value;             /* [kv_heads, context, head_dim] */
     float *key_scale, *value_scale; /* [kv_heads, context] if those are int8 codes, or null */
-    void *const *pages; /* each [2, kv_heads, PAGE, head_dim], instead of those in one piece; or null */
+    void *const *pages; /* each [2, kv_heads, PAGE, head_dim], instead of those; or null */
     const int *position;    /* how many tokens came before these */
     __nv_bfloat16 *out;     /* [m, heads · head_dim] */
     float *part, *most, *total; /* [m, kv_heads, SPLITS, group (· head_dim)] */
@@ -404,9 +404,11 @@ struct Attending {
         int lane = threadIdx.x % 32;
 #if __CUDA_ARCH__ >= 900
         if constexpr (SPLITS == CLUSTER) {
-            if (lane >= CLUSTER) return;
-            Room *theirs = cooperative_groups::this_cluster().map_shared_rank(&room, lane);
-            theirs->most[split][head] = most, theirs->total[split][head] = total;
+            if (lane < CLUSTER) {
+                Room *theirs = cooperative_groups::this_cluster().map_shared_rank(&room, lane);
+                theirs->most[split][head] = most, theirs->total[split][head] = total;
+            }
+            __syncwarp(); /* barriers want whole warps */
             return;
         }
 #endif

@@ -38,6 +38,8 @@ struct Launch {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attributes[2];
 
+    Launch(const Launch &) = delete; /* config points into it */
+
     Launch(Kernel kernel, dim3 grid, int threads, size_t shared, bool dependent, void *queue,
            dim3 cluster = dim3(1))
         : kernel(kernel) {

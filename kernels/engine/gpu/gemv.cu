@@ -131,7 +131,8 @@ __global__ void __launch_bounds__(THREADS, 3) gemv_kernel(const Gemv p) {
     const __nv_bfloat16 *own = nothing + 4 * t;
     if (mine) own = x + (size_t)g * p.columns + part * Weights::COLUMNS + 4 * t;
     int input_step = mine ? SHARE * Weights::COLUMNS : 0;
-    int row_sums = p.columns / Weights::GROUP, one = min(2 * t, p.m - 1), two = min(2 * t + 1, p.m - 1);
+    int row_sums = p.columns / Weights::GROUP;
+    int one = min(2 * t, p.m - 1), two = min(2 * t + 1, p.m - 1);
     const float *own_sums = group_sums + one * row_sums + part * GROUPS;
     int to_second = (two - one) * row_sums;
     Sums<SCHEME> sums;

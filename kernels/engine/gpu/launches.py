@@ -75,7 +75,7 @@ class Multiplier:
     def halved(self, w: PackedLinear) -> bool:
         """Return whether `add` adds up each half of the columns by itself."""
         long = w.scheme.number == DENSE and w.weights.nbytes // w.tiles > _LONG_TILE
-        return long and w.tiles < 2 * self._num_sms
+        return long and w.tiles < 2 * self._num_sms and w.num_stages % 2 == 0
 
     def teams(self, w: PackedLinear) -> int:
         """Return the number of teams of warps that work on tiles of a matrix."""
@@ -212,7 +212,8 @@ class Multiplier:
         )
         if self._dependent and 0 < window <= _SHORT_WINDOW:  # as sm_90 has clusters, too
             args.clustered = 1
-            args.clustered = int(self._c.attention_clusters(ctypes.byref(args)) > 0)
+            at_once = self._c.attention_clusters(ctypes.byref(args))
+            args.clustered = int(at_once >= kv_heads)  # where a token's find no room, they queue
 
         def run() -> None:
             _check(self._c, self._c.attention_launch(ctypes.byref(args), self._dependent, _queue()))
@@ -248,6 +249,8 @@ class Multiplier:
         halved: bool = False,
         **outputs: Any,
     ) -> Launch:
+        if isinstance(x, NormArgs) and x.halves and w.scheme.number != DENSE:
+            raise ValueError(f"{label}: packed matrices don't add up the halves of what they norm")
         args = GemvArgs(
             weights=w.weights.data_ptr(),
             scales=None if w.scales is None else w.scales.data_ptr(),

@@ -1,9 +1,9 @@
 """The whole decode step on a GPU: fused kernels, replayed as one CUDA graph, tokens fed back.
 
 A prompt goes through the eager layers, whose matrices are dense copies for the moment. A short one
-is filled up to a power of two, so that it, too, is one CUDA graph: launched one by one, the layers'
-small operations take the host five times as long as the GPU. Up to eight tokens at once (a decoded
-one, or a draft to verify) go through the packed kernels. Both share the key/value cache.
+is filled up to one of a few sizes, so that it, too, is one CUDA graph: launched one by one, the
+layers' small operations take the host five times as long as the GPU. Up to eight tokens at once (a
+decoded one, or a draft to verify) go through the packed kernels. Both share the key/value cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ from .packed import PackedLinear
 
 _FAMILIES = ("llama", "gemma4")
 _NORMED_BY_ALL = 1  # vectors of a step up to which a matrix's blocks each norm for themselves
-_FEWEST, _MOST_FILLED_UP = 16, 1024  # tokens of a prompt that is one graph
+_PROMPT_SIZES = (16, 32, 64, 128, 256, 384, 512, 768, 1024)  # tokens; one graph each
 _REPLAYS = 10  # of a component when it is timed; the quickest counts
 
 
@@ -62,8 +62,10 @@ class GpuModel(Model):
         self._buffers = self._allocate()
         self._plans: dict[tuple[int, str], list[Launch]] = {}
         self._graphs: dict[tuple[int, str], torch.cuda.CUDAGraph] = {}
-        self._prompts: dict[int, _Prompt] = {}
         self.prompt_memory = torch.cuda.graph_pool_handle()  # one prompt at a time is read
+        # Pages are to come as the sequence grows, and those graphs would need them all.
+        records = levers.step == "graph" and levers.cache != "paged"
+        self._prompts = self._recorded_prompts() if records else {}
 
     def reset(self) -> None:
         """Forget every position; the caches stay where they are, for the graphs' sake."""
@@ -93,16 +95,12 @@ class GpuModel(Model):
         self, tokens: list[int], soft: SoftTokens | None = None, *, last_only: bool = False
     ) -> Tensor:
         """Append `tokens` and return the last layer's output, as `Model` does."""
-        size = max(_FEWEST, triton.next_power_of_2(len(tokens)))
-        fits = size <= min(_MOST_FILLED_UP, self.max_context)
-        graphed = self._step == "graph" and self.length == 0 and last_only and soft is None
-        if not (fits and graphed and len(tokens) > 1):
+        prompt = next((one for size, one in self._prompts.items() if size >= len(tokens)), None)
+        from_start = self.length == 0 and len(tokens) > 1
+        if prompt is None or not from_start or not last_only or soft is not None:
             return super().hidden(tokens, soft, last_only=last_only)
         check_tokens(tokens, self.config.vocab_size, self.length, self.max_context)
-        if size not in self._prompts:
-            self._reserve(size)
-            self._prompts[size] = _Prompt(self, size)
-        out = self._prompts[size].read(tokens)
+        out = prompt.read(tokens)
         self._set_length(len(tokens))
         return out
 
@@ -155,10 +153,23 @@ class GpuModel(Model):
             self._plans[m, output] = self._planned(m, output)
         return self._plans[m, output]
 
+    def _recorded_prompts(self) -> dict[int, "_Prompt"]:
+        """Return graphs by the tokens they take, the smallest first; nobody waits for them yet."""
+        prompts: dict[int, _Prompt] = {}
+        for size in _PROMPT_SIZES:
+            if size > self.max_context:
+                break
+            try:
+                prompts[size] = _Prompt(self, size)
+            except torch.cuda.OutOfMemoryError:  # longer ones then go launch by launch
+                break
+        self.reset()
+        return prompts
+
     def read_filled_up(self, ids: Tensor, last: Tensor) -> Tensor:
         """Read tokens from position 0 on; return the last layer's output [1, hidden] at `last`."""
         self._set_length(0)
-        return self._hidden(ids, None, last)
+        return self._hidden(ids, None, last, filled_up=True)
 
     def _place(self, tokens: list[int]) -> None:
         self._buffers["tokens"][: len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
@@ -440,7 +451,7 @@ class _Prompt:
         self._ids[: len(tokens)] = torch.tensor(tokens)
         self._last.fill_(len(tokens) - 1)
         self._graph.replay()
-        return self._out
+        return self._out.clone()  # the next prompt's goes to the same place
 
 
 class _Residual:

@@ -10,17 +10,18 @@
 #include "device.cuh"
 
 struct Norm {
-    const float *residual, *delta, *delta_norm, *norm; /* [m, size], [m, size], [size], [size] */
+    const float *residual, *delta; /* [m, size], [m, size] or two of them, `halves` apart */
+    const float *delta_norm, *norm; /* [size], or null */
     float *new_residual;
     __nv_bfloat16 *out; /* [m, size]; unused if a matrix comes next */
     float eps, scale;
     int size;
     float inverse_size; /* 1 / size */
-    int halves;         /* from delta's first half to its second, which are added; 0: it is whole */
+    int halves;         /* from delta's first half to its second; 0: it is whole */
 };
 
 template <int THREADS, int SIZE, bool HALVES>
-struct Normer { /* HALVES: delta may be two; of vectors of at most SIZE, a multiple of 8; a thread has every so many chunks */
+struct Normer { /* of vectors of at most SIZE, a multiple of 8; HALVES: delta may be two */
     static constexpr int CHUNKS = SIZE / 8 / THREADS, WARPS = THREADS / 32;
     float x[CHUNKS][8], weights[CHUNKS][8], scale;
 

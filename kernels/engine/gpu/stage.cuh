@@ -31,14 +31,14 @@ struct Gemv {
     const uint4 *weights;
     const float *scales; /* int8: [tiles, 16] */
     const __nv_bfloat16 *x; /* [m, columns]; null: what `before` makes */
-    float *y;               /* STORE: [m, rows] */
+    float *y;               /* STORE: [m, rows], or halves [2, MOST, rows] */
     __nv_bfloat16 *out;   /* GATED: [m, rows / 2]; PER_LAYER: [m, rows] */
     const float *partner; /* PER_LAYER: [m, partner_stride], multiplied with gelu(y) */
     float *best;          /* BEST: [teams, 8], and where */
     int *best_at;
     int scheme, asymmetric, tiles, rows, columns, group, m, output, silu, partner_stride, grid;
     int share;  /* warps that work on a tile together: 1, 2, 4 or 8 */
-    int halved; /* 1: a tile is two halves of the columns; y [2, MOST, rows] is for who reads it */
+    int halved; /* 1: each half of a tile's columns is added up by itself */
     Norm before;
 };
 

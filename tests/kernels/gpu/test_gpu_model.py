@@ -93,9 +93,10 @@ def test_a_token_among_others_is_bit_for_bit_the_token_alone(
         assert torch.equal(logits_in(engine, [TOKENS[:20], *pieces]), alone)
 
 
-def test_drafting_is_lossless(model_dir: Path, tmp_path: Path) -> None:
-    plain = engine_with(model_dir, tmp_path, step="graph")
-    drafted = engine_with(model_dir, tmp_path, step="graph", draft="lookup-adaptive")
+@pytest.mark.parametrize("kept", KEPT, ids=str)
+def test_drafting_is_lossless(kept: dict[str, str], model_dir: Path, tmp_path: Path) -> None:
+    plain = engine_with(model_dir, tmp_path, step="graph", **kept)
+    drafted = engine_with(model_dir, tmp_path, step="graph", draft="lookup-adaptive", **kept)
     for prompt in ([7, 8, 9] * 10, TOKENS):
         assert drafted.generate(prompt, 120) == plain.generate(prompt, 120)
 
@@ -123,12 +124,29 @@ def test_prompts_that_are_filled_up_are_read_as_they_are(
     graph, native = (
         engine_with(model_dir, tmp_path, step=step, **kept) for step in ("graph", "native")
     )
-    for count in (9, 40, 16, 17, 64, 3, 39):
+    found: dict[int, Tensor] = {}
+    for count in (9, 40, 16, 17, 64, 3, 39, 9, 40):
         seen, exact = (engine.begin(TOKENS[:count]) for engine in (graph, native))
         assert graph.model.length == count
         torch.testing.assert_close(seen, exact, atol=0.06, rtol=0.05)
         torch.testing.assert_close(graph.reveal(5), native.reveal(5), atol=0.06, rtol=0.05)
-        assert torch.equal(graph.begin(TOKENS[:count]), seen)
+        assert torch.equal(found.setdefault(count, seen), seen)  # whatever fills it up
+
+
+@pytest.mark.parametrize("max_context", [7, 50, 90])
+def test_a_full_cache_is_an_error_however_prompts_are_read(
+    max_context: int, model_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "levers.json").write_text('{"step": "graph"}')
+    engine = load(tmp_path, model_dir, max_context)
+    assert len(engine.generate(TOKENS[: max_context - 1], 1)) == 1
+    with pytest.raises(ValueError, match="exceed"):
+        engine.generate(TOKENS[:max_context], 1)
+    with pytest.raises(ValueError, match="context"):
+        engine.begin([*TOKENS, *TOKENS][: max_context + 1])
+    engine.begin(TOKENS[:max_context])
+    with pytest.raises(ValueError, match="context"):
+        engine.reveal(1)
 
 
 def test_soft_tokens_are_read_as_eager_layers_read_them(model_dir: Path, tmp_path: Path) -> None:
@@ -170,7 +188,7 @@ def test_long_tiles_are_added_up_in_halves(m: int) -> None:
     device = torch.device("cuda")
     make = Multiplier(device, 1e-6, dependent=torch.cuda.get_device_capability() >= (9, 0))
     torch.manual_seed(m)
-    for columns, halved in ((10240, True), (2048, False)):
+    for columns, halved in ((10240, True), (2048, False), (8224, False)):  # 257 stages
         w = PackedLinear(torch.randn(256, columns, device=device).bfloat16(), "dense")
         x = torch.randn(m, columns, device=device).bfloat16()
         assert make.halved(w) == halved

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from slipstream.kernels.engine.compiled import _GPU_FLAGS
 from slipstream.kernels.engine.gpu.packed import PackedLinear
 
 SOURCE = Path(__file__).parents[3] / "kernels/engine/gpu"
@@ -70,7 +71,7 @@ def test_kernels_compile_for_every_card(architecture: str, tmp_path: Path) -> No
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc here")
     macros = ["HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS", "HALF2_OPERATORS"]
-    command = ["nvcc", "-O3", "-std=c++17", f"-arch={architecture}", "-Xptxas", "-v", "-c"]
+    command = ["nvcc", *_GPU_FLAGS, f"-arch={architecture}", "-Xptxas", "-v", "-c"]
     command += [f"-D__CUDA_NO_{macro}__" for macro in macros]
     command += [str(SOURCE / "gemv.cu"), "-o", str(tmp_path / "gemv.o")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
