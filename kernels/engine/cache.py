@@ -119,13 +119,12 @@ class PagedCache:
 
     def reserve(self, length: int) -> None:
         """Have pages for `length` positions."""
-        first = len(self._pages)
+        first, device = len(self._pages), self.table.device
         for _ in range(first, -(-length // PAGE)):
-            device = self.table.device
             self._pages.append(torch.zeros(self._shape, dtype=self._dtype, device=device))
         if len(self._pages) > first:
-            starts = torch.tensor([page.data_ptr() for page in self._pages[first:]])
-            self.table[first : len(self._pages)] = starts.to(self.table.device)
+            starts = [page.data_ptr() for page in self._pages[first:]]
+            self.table[first : len(self._pages)] = torch.tensor(starts, device=device)
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add key and value; return all of them so far."""
@@ -147,8 +146,9 @@ class PagedCache:
         """Return keys and values of all positions so far, as copies."""
         used = self._pages[: -(-self.length // PAGE)]
         if not used:
-            empty = torch.empty(*self._shape[:2], 0, self._shape[3], dtype=self._dtype)
-            return empty[0].to(self.table.device), empty[1].to(self.table.device)
+            shape, device = (*self._shape[1:2], 0, self._shape[3]), self.table.device
+            empty = torch.empty(shape, dtype=self._dtype, device=device)
+            return empty, empty
         key, value = torch.cat(used, 2)[:, :, : self.length]
         return key, value
 
