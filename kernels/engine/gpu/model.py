@@ -2,8 +2,9 @@
 
 A prompt goes through the eager layers, whose matrices are dense copies for the moment. A short one
 is filled up to one of a few sizes, so that it, too, is one CUDA graph: launched one by one, the
-layers' small operations take the host five times as long as the GPU. Up to eight tokens at once (a
-decoded one, or a draft to verify) go through the packed kernels. Both share the key/value cache.
+layers' small operations keep the host longer than the GPU (55 ms for 128 tokens of Gemma 4 E4B). Up
+to eight tokens at once (a decoded one, or a draft to verify) go through the packed kernels. Both
+share the key/value cache.
 """
 
 from collections.abc import Callable, Iterator
