@@ -50,7 +50,8 @@ class InstantEvaluator:
         for index, attempt in attempts.items():
             self._check(variant, "pairs")
             self.measured[variant, stage, index] += 1
-            rng = np.random.default_rng([index, *f"{variant}{rival}{stage}".encode()])
+            names = f"{self._name(variant)}{self._name(rival)}{stage}"
+            rng = np.random.default_rng([index, *names.encode()])
             wobble = 0.0 if variant == rival else rng.normal(0, self.noise)
             tps = self._tps(variant) * float(np.exp(wobble + 0.001 * (-1) ** index))
             tokens = ((index,) * 8, (index + 1,) * 8)
@@ -63,6 +64,10 @@ class InstantEvaluator:
                     raise EngineFailedError("the engine's process ended (exit -9)")
             conditions = Conditions(others=0.6 if self.disturbed[stage, index] > last else 0.0)
             yield replace(pair, attempt=max(attempt, last), conditions=conditions)
+
+    def _name(self, engine: str) -> str:
+        """Return what noise is drawn by: no id, which a comment in the engine's source changes."""
+        return engine if is_baseline(engine) else str(sorted(self.read(engine).settings.items()))
 
     def scores(self, variant: str, split: Split, done: Collection[str]) -> Iterator[DocumentScore]:
         bad = "int4-g64" in self.read(variant).settings["weights"]
