@@ -6,6 +6,7 @@ which is what a rejected draft needs. A layer with a sliding window holds every 
 `attend` looks at the last ones only.
 """
 
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -15,6 +16,25 @@ from .config import ModelConfig
 from .levers import Levers
 
 PAGE = 64  # positions, as in attention.cuh
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """What one layer's keys and values take.
+
+    Attributes:
+        dtype: of what is held; codes have torch.int8.
+    """
+
+    kv_heads: int
+    head_dim: int
+    max_context: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Return room for so many numbers."""
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
 
 class LayerCache(Protocol):
@@ -36,10 +56,8 @@ class LayerCache(Protocol):
 class GrowingCache:
     """Concatenates at each step: simple, and copies the whole cache for every token."""
 
-    def __init__(
-        self, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        empty = torch.empty(kv_heads, 0, head_dim, dtype=dtype, device=device)
+    def __init__(self, size: CacheSize) -> None:
+        empty = size.zeros(size.kv_heads, 0, size.head_dim)
         self.key, self.value = empty, empty
 
     @property
@@ -65,17 +83,9 @@ class GrowingCache:
 class StaticCache:
     """Allocated once for `max_context` positions; a step writes one row and returns a view."""
 
-    def __init__(
-        self,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        max_context: int,
-    ) -> None:
-        shape = (kv_heads, max_context, head_dim)
-        self.key = torch.zeros(shape, dtype=dtype, device=device)
-        self.value = torch.zeros(shape, dtype=dtype, device=device)
+    def __init__(self, size: CacheSize) -> None:
+        shape = (size.kv_heads, size.max_context, size.head_dim)
+        self.key, self.value = size.zeros(*shape), size.zeros(*shape)
         self.length = 0
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,27 +114,21 @@ class PagedCache:
         table: where each page of [2, kv_heads, PAGE, head_dim] begins, for kernels; int64.
     """
 
-    def __init__(
-        self,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        max_context: int,
-    ) -> None:
-        self._shape, self._dtype = (2, kv_heads, PAGE, head_dim), dtype
-        self._pages: list[Tensor] = []
-        self.table = torch.zeros(-(-max_context // PAGE), dtype=torch.int64, device=device)
+    def __init__(self, size: CacheSize) -> None:
+        self._size, self._pages = size, list[Tensor]()
+        num_pages = -(-size.max_context // PAGE)
+        self.table = torch.zeros(num_pages, dtype=torch.int64, device=size.device)
         self.length = 0
+        self.reserve(1)
 
     def reserve(self, length: int) -> None:
         """Have pages for `length` positions."""
-        first, device = len(self._pages), self.table.device
+        size, first = self._size, len(self._pages)
         for _ in range(first, -(-length // PAGE)):
-            self._pages.append(torch.zeros(self._shape, dtype=self._dtype, device=device))
+            self._pages.append(size.zeros(2, size.kv_heads, PAGE, size.head_dim))
         if len(self._pages) > first:
             starts = [page.data_ptr() for page in self._pages[first:]]
-            self.table[first : len(self._pages)] = torch.tensor(starts, device=device)
+            self.table[first : len(self._pages)] = torch.tensor(starts, device=size.device)
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add key and value; return all of them so far."""
@@ -144,11 +148,7 @@ class PagedCache:
 
     def contents(self) -> tuple[Tensor, Tensor]:
         """Return keys and values of all positions so far, as copies."""
-        used = self._pages[: -(-self.length // PAGE)]
-        if not used:
-            shape, device = (*self._shape[1:2], 0, self._shape[3]), self.table.device
-            empty = torch.empty(shape, dtype=self._dtype, device=device)
-            return empty, empty
+        used = self._pages[: max(1, -(-self.length // PAGE))]
         key, value = torch.cat(used, 2)[:, :, : self.length]
         return key, value
 
@@ -162,14 +162,11 @@ class Int8Cache:
     """
 
     def __init__(
-        self,
-        codes: GrowingCache | StaticCache | PagedCache,
-        dtype: torch.dtype,
-        device: torch.device,
-        shape: tuple[int, int],
+        self, kind: type[GrowingCache | StaticCache | PagedCache], size: CacheSize
     ) -> None:
-        self.codes, self._dtype = codes, dtype
-        self.scales = torch.zeros(2, *shape, device=device)
+        self.codes, self._dtype = kind(replace(size, dtype=torch.int8)), size.dtype
+        scales = replace(size, dtype=torch.float32)
+        self.scales = scales.zeros(2, size.kv_heads, size.max_context)
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add key and value; return all of them so far, made from their codes."""
@@ -212,6 +209,13 @@ class SharedCache:
         return self._source.contents()
 
 
+_KINDS: dict[str, type[GrowingCache | StaticCache | PagedCache]] = {
+    "growing": GrowingCache,
+    "static": StaticCache,
+    "paged": PagedCache,
+}
+
+
 def storage(cache: LayerCache) -> StaticCache | PagedCache:
     """Return where a layer's own keys and values, or their codes, stay in place."""
     held = cache.codes if isinstance(cache, Int8Cache) else cache
@@ -223,19 +227,13 @@ def make_caches(
     config: ModelConfig, levers: Levers, dtype: torch.dtype, device: torch.device, max_context: int
 ) -> list[LayerCache]:
     """Return an empty cache for each layer, of the kind that the levers `cache` and `kv` name."""
+    kind = _KINDS[levers.cache]
     caches: list[LayerCache] = []
     layers = zip(config.kv_sources, config.kv_heads, config.head_dims, strict=True)
     for source, kv_heads, head_dim in layers:
+        size = CacheSize(kv_heads, head_dim, max_context, dtype, device)
         if source is not None:
             caches.append(SharedCache(caches[source]))
-            continue
-        held = torch.int8 if levers.kv == "int8" else dtype
-        own: GrowingCache | StaticCache | PagedCache
-        if levers.cache == "growing":
-            own = GrowingCache(kv_heads, head_dim, held, device)
         else:
-            kind = PagedCache if levers.cache == "paged" else StaticCache
-            own = kind(kv_heads, head_dim, held, device, max_context)
-        shape = (kv_heads, max_context)
-        caches.append(Int8Cache(own, dtype, device, shape) if levers.kv == "int8" else own)
+            caches.append(Int8Cache(kind, size) if levers.kv == "int8" else kind(size))
     return caches

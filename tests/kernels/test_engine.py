@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from slipstream.kernels.engine.cache import PAGE, GrowingCache, PagedCache, make_caches
+from slipstream.kernels.engine.cache import PAGE, CacheSize, GrowingCache, PagedCache, make_caches
 from slipstream.kernels.engine.config import read_config
 from slipstream.kernels.engine.engine import Engine, load
 from slipstream.kernels.engine.levers import Levers
@@ -186,9 +186,10 @@ def test_pages_come_as_the_sequence_grows_and_stay(tiny_llama: Path, tmp_path: P
     def pages() -> list[int]:
         return [start for start in cache.table.tolist() if start]
 
-    assert pages() == []
-    cache.extend(*torch.randn(2, heads, 3, size))
     (first,) = pages()  # though 256 positions may come
+    assert cache.contents()[0].shape == (heads, 0, size)
+    cache.extend(*torch.randn(2, heads, 3, size))
+    assert pages() == [first]
     cache.truncate(1)
     cache.extend(*torch.randn(2, heads, PAGE, size))
     assert pages()[0] == first
@@ -203,7 +204,7 @@ def test_int8_keys_and_values_are_within_half_a_step(kind: str, tiny_llama: Path
     """Whatever they are held in, and after some were forgotten."""
     config, device = read_config(tiny_llama), torch.device("cpu")
     heads, size = config.kv_heads[0], config.head_dims[0]
-    dense = GrowingCache(heads, size, torch.float32, device)
+    dense = GrowingCache(CacheSize(heads, size, 300, torch.float32, device))
     cache = make_caches(config, Levers(cache=kind, kv="int8"), torch.float32, device, 300)[0]
     torch.manual_seed(0)
     for count, keep in ((100, 90), (1, 91), (80, 171)):

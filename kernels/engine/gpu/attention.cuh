@@ -559,11 +559,7 @@ static int with_sizes(const Attention *p, bool dependent, void *queue, Do act) {
 
 /* Returns a CUDA error, or -1 for sizes that no kernel was made for. */
 extern "C" int attention_launch(const Attention *p, int dependent, void *queue) {
-    return with_sizes(p, dependent, queue, [&](const auto &how) {
-        cudaError_t error = how.prepare();
-        if (error == cudaSuccess) error = cudaLaunchKernelEx(&how.config, how.kernel, *p);
-        return (int)error;
-    });
+    return with_sizes(p, dependent, queue, [&](const auto &how) { return how.run(*p); });
 }
 
 /* How many clusters of blocks the GPU can run at once; 0 where its parts are too small for one. */

@@ -65,13 +65,18 @@ struct Launch {
             error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
         return error;
     }
+
+    /* Returns a CUDA error. */
+    template <class Args>
+    int run(const Args &args) const {
+        cudaError_t error = prepare();
+        if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, args);
+        return (int)error;
+    }
 };
 
 template <class Kernel, class Args>
 static int launch(Kernel kernel, const Args &args, dim3 grid, int threads, size_t shared,
                   bool dependent, void *queue) {
-    Launch<Kernel> how(kernel, grid, threads, shared, dependent, queue);
-    cudaError_t error = how.prepare();
-    if (error == cudaSuccess) error = cudaLaunchKernelEx(&how.config, kernel, args);
-    return (int)error;
+    return Launch<Kernel>(kernel, grid, threads, shared, dependent, queue).run(args);
 }

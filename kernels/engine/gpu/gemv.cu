@@ -67,7 +67,8 @@ struct Inputs {
     __device__ __forceinline__ void make(const Gemv &p, float *shared) const {
         int chunks = p.columns / 8;
         for (int n = 0; n < p.m; n++) {
-            Normer<THREADS, NORM_MOST, COLUMNS == 0> normer;
+            constexpr bool AFTER_DENSE = COLUMNS == 0; /* only dense matrices leave halves */
+            Normer<THREADS, NORM_MOST, AFTER_DENSE> normer;
             normer.run(p.before, n, blockIdx.x == 0, shared);
 #pragma unroll
             for (int c = 0; c < normer.CHUNKS; c++) {

@@ -121,9 +121,13 @@ def test_prompts_that_are_filled_up_are_read_as_they_are(
     kept: dict[str, str], model_dir: Path, tmp_path: Path
 ) -> None:
     """In one graph or launch by launch; also after a longer one, whose end then fills them up."""
+    from slipstream.kernels.engine.gpu.model import GpuModel
+
     graph, native = (
         engine_with(model_dir, tmp_path, step=step, **kept) for step in ("graph", "native")
     )
+    assert isinstance(graph.model, GpuModel)
+    assert bool(graph.model._prompts) == ("cache" not in kept)
     found: dict[int, Tensor] = {}
     for count in (9, 40, 16, 17, 64, 3, 39, 9, 40):
         seen, exact = (engine.begin(TOKENS[:count]) for engine in (graph, native))
