@@ -45,5 +45,6 @@ def _why_stop(state: LoopState, context: LoopContext) -> str:
         return f"{begun} experiments done"
     if not time_for_another(context, state.champion, begun - len(state.in_flight)):
         minutes = math.ceil(context.budget.spent_s / 60)
-        return f"the budget of {context.budget.minutes:g} minutes is spent ({minutes} used)"
+        budget = f"the budget of {context.budget.minutes:g} minutes is spent"
+        return f"{budget}: {minutes} used, too few left for another experiment"
     return ""
