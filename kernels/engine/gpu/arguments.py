@@ -32,7 +32,7 @@ class GemvArgs(ctypes.Structure):
         *(
             (name, _POINTER)
             for name in (
-                "weights", "scales", "x", "y", "out", "partner", "best", "best_at",
+                "weights", "scales", "x", "fixed", "y", "out", "partner", "best", "best_at",
             )
         ),
         *(
@@ -97,6 +97,7 @@ def kernels() -> Any:
     for function in (c.gemv_launch, c.choose_launch, c.attention_launch):
         function.argtypes, function.restype = [_POINTER, _INT, _POINTER], _INT
     c.attention_clusters.argtypes, c.attention_clusters.restype = [_POINTER], _INT
+    c.gemv_room.argtypes, c.gemv_room.restype = [_POINTER], ctypes.c_size_t
     c.norm_launch.argtypes, c.norm_launch.restype = [_POINTER, _INT, _INT, _POINTER], _INT
     c.unpack_launch.argtypes, c.unpack_launch.restype = [_POINTER, _POINTER, _POINTER], _INT
     c.error_name.argtypes, c.error_name.restype = [_INT], ctypes.c_char_p

@@ -1,11 +1,13 @@
 /* Decode attention with what comes before it: norms, rotation, cache write; split over positions.
  *
  * Flash-decoding (Dao et al. 2023): block (kv head, split, token). Cached positions come in tiles
- * of 32, tile i belongs to split i mod SPLITS. Two neighbouring keys of a tile belong to a warp, and
- * two neighbouring columns of the values to a thread, every so many keys. Then the splits' sums are
- * added up: of a sliding window, on sm_90, by a cluster of blocks that write to each other's shared
- * memory; else by whichever block of a head and token ends last. All of that depends on absolute
- * positions only, so a token verified among others is bit for bit the token decoded alone.
+ * of 32, tile i belongs to split i mod SPLITS. A split takes 32 at once, of two tiles where the
+ * newest position ends one, so that a window of 32 · SPLITS is seen in one go wherever it begins.
+ * Two neighbouring keys of those belong to a warp, and two neighbouring columns of the values to a
+ * thread, every so many keys. Then the splits' sums are added up: of a sliding window, on sm_90, by a
+ * cluster of blocks that write to each other's shared memory; else by whichever block of a head and
+ * token ends last. All of that depends on absolute positions only, so a token verified among others
+ * is bit for bit the token decoded alone.
  *
  * What earlier steps cached is fetched before the kernel's inputs are there. That is safe because
  * the first kernel of a step (embedding.py) lets nobody begin before the last step has ended.
@@ -43,19 +45,12 @@ struct Attention {
 constexpr int PAGE = 64; /* positions */
 constexpr int KEYS = 32, WARP_KEYS = 2, ATTENTION_WARPS = KEYS / WARP_KEYS;
 constexpr int ATTENTION_THREADS = 32 * ATTENTION_WARPS;
+constexpr int WIDTH = 2; /* neighbouring columns of the values that a thread has */
 constexpr int MOST_SPLITS = 32, CLUSTER = 16; /* splits of any cache, of a short window */
 
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float to_float(int8_t x) { return x; }
-__device__ __forceinline__ float2 to_floats(__nv_bfloat162 x) { return __bfloat1622float2(x); }
-__device__ __forceinline__ float2 to_floats(char2 x) { return {(float)x.x, (float)x.y}; }
 __device__ __forceinline__ void from_float(float x, int8_t &to) { to = (int8_t)x; }
 __device__ __forceinline__ void from_float(float x, float &to) { to = x; }
 __device__ __forceinline__ void from_float(float x, __nv_bfloat16 &to) { to = __float2bfloat16(x); }
-
-template <class T> struct PairOf;
-template <> struct PairOf<__nv_bfloat16> { typedef __nv_bfloat162 Type; };
-template <> struct PairOf<int8_t> { typedef char2 Type; };
 
 /* Neighbours that are loaded and stored at once. */
 template <int PAIRS, class T>
@@ -63,18 +58,28 @@ struct alignas(PAIRS * sizeof(T)) Chunk {
     T at[PAIRS];
 };
 
-/* What a cluster's blocks wrote to each other before they arrived is there after the wait. */
-__device__ __forceinline__ void cluster_arrive() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
-}
+/* Neighbours from a cache, unconverted, so that many loads can be under way; in few registers, which
+ * a compiler doesn't see to by itself.
+ */
+template <int COUNT, class T>
+struct Packed {
+    static constexpr int BYTES = COUNT * sizeof(T);
+    uint32_t words[(BYTES + 3) / 4];
 
-__device__ __forceinline__ void cluster_wait() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
+    __device__ __forceinline__ void load(const T *from) {
+        if constexpr (BYTES == 1) words[0] = *(const uint8_t *)from;
+        else if constexpr (BYTES == 2) words[0] = *(const uint16_t *)from;
+        else if constexpr (BYTES == 4) words[0] = *(const uint32_t *)from;
+        else if constexpr (BYTES == 8) *(uint2 *)words = *(const uint2 *)from;
+        else *(uint4 *)words = *(const uint4 *)from;
+        static_assert(BYTES <= 16, "one load");
+    }
+
+    __device__ __forceinline__ float at(int i) const {
+        if constexpr (sizeof(T) == 1) return (float)(int8_t)(words[i / 4] >> 8 * (i % 4));
+        return __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+    }
+};
 
 /* A lane's share of one vector. */
 template <int PAIRS>
@@ -142,14 +147,14 @@ struct Vector {
     }
 };
 
-/* What lies in a cache's row, unconverted, so that many loads can be under way. */
+/* A lane's share of a cache's row. */
 template <int PAIRS, class T>
 struct Row {
-    Chunk<PAIRS, T> a, b;
+    Packed<PAIRS, T> a, b;
 
     __device__ __forceinline__ void load(const T *at) {
-        const auto *chunks = (const Chunk<PAIRS, T> *)at + threadIdx.x % 32;
-        a = chunks[0], b = chunks[32];
+        at += PAIRS * (threadIdx.x % 32);
+        a.load(at), b.load(at + 32 * PAIRS);
     }
 };
 
@@ -157,7 +162,7 @@ struct Row {
 template <int PAIRS, int GROUP, class T>
 struct alignas(16) AttentionRoom {
     static constexpr int HEAD_DIM = 64 * PAIRS;
-    static constexpr int TEAMS = ATTENTION_THREADS / (HEAD_DIM / 2); /* of threads, for values */
+    static constexpr int TEAMS = ATTENTION_THREADS * WIDTH / HEAD_DIM; /* that have all columns */
     union {
         struct {
             T fresh[2][MOST][HEAD_DIM];
@@ -176,14 +181,15 @@ struct alignas(16) AttentionRoom {
 template <int PAIRS, int GROUP, int SPLITS, class T>
 struct Attending {
     typedef AttentionRoom<PAIRS, GROUP, T> Room;
-    typedef typename PairOf<T>::Type Pair;
     static constexpr bool CODES = sizeof(T) == 1;
     static constexpr int HEAD_DIM = 64 * PAIRS, TEAMS = Room::TEAMS, TEAM_KEYS = KEYS / TEAMS;
+    static constexpr int TEAM = ATTENTION_THREADS / TEAMS;
     static constexpr int OWN = GROUP * HEAD_DIM / SPLITS; /* sums that a block of a cluster adds up */
-    int kv, split, n, start, here, oldest, first;
+    static constexpr int AROUND = SPLITS * KEYS; /* positions from one of a split's tiles to the next */
+    int kv, split, n, start, here, oldest;
     Row<PAIRS, T> k[WARP_KEYS];
-    Pair v[TEAM_KEYS]; /* of two neighbouring columns */
-    float k_scales[WARP_KEYS], v_scale; /* of codes; of the value of this lane's key in the tile */
+    Packed<WIDTH, T> v[TEAM_KEYS];
+    float k_scales[WARP_KEYS], v_scale; /* of codes; of the value at this lane's position */
 
     __device__ __forceinline__ T *key_row(const Attention &p, int at) const {
         if (p.pages)
@@ -200,49 +206,57 @@ struct Attending {
         return (size_t)kv * p.context + at;
     }
 
-    __device__ __forceinline__ static int key_of_warp(int tile, int j) {
-        return tile * KEYS + threadIdx.x / 32 * WARP_KEYS + j;
+    /* The last position up to `newest` that is a split's nth, or anything below 0. */
+    __device__ __forceinline__ int nth(int newest, int n) const {
+        return newest - (newest - (split * KEYS + n) & AROUND - 1);
     }
 
-    __device__ __forceinline__ static int key_of_team(int tile, int j) {
-        return tile * KEYS + j * TEAMS + threadIdx.x / (HEAD_DIM / 2);
+    __device__ __forceinline__ static int number_of_warp(int j) {
+        return threadIdx.x / 32 * WARP_KEYS + j;
+    }
+
+    __device__ __forceinline__ static int number_of_team(int j) {
+        return j * TEAMS + threadIdx.x / TEAM;
+    }
+
+    /* The split's last position up to `newest`; whether it has any is whether that is old enough. */
+    __device__ __forceinline__ int last(int newest) const {
+        return newest / KEYS % SPLITS == split ? newest : nth(newest, KEYS - 1);
     }
 
     /* What was cached before this step; no branches, so that all loads are under way at once. */
-    __device__ __forceinline__ void fetch(const Attention &p, int tile) {
-        int newest = p.shared ? here : max(start - 1, 0), column = threadIdx.x % (HEAD_DIM / 2);
+    __device__ __forceinline__ void fetch(const Attention &p, int newest) {
+        int cached = p.shared ? here : max(start - 1, 0), column = threadIdx.x % TEAM;
+        auto within = [&](int at) { return max(min(at, cached), 0); };
 #pragma unroll
         for (int j = 0; j < WARP_KEYS; j++) {
-            int at = min(key_of_warp(tile, j), newest);
+            int at = within(nth(newest, number_of_warp(j)));
             k[j].load(key_row(p, at));
             if constexpr (CODES) k_scales[j] = p.key_scale[scale_of(p, at)];
         }
 #pragma unroll
-        for (int j = 0; j < TEAM_KEYS; j++) {
-            int at = min(key_of_team(tile, j), newest);
-            v[j] = ((const Pair *)value_row(p, at))[column];
-        }
+        for (int j = 0; j < TEAM_KEYS; j++)
+            v[j].load(value_row(p, within(nth(newest, number_of_team(j)))) + WIDTH * column);
         if constexpr (CODES)
-            v_scale = p.value_scale[scale_of(p, min(tile * KEYS + (int)threadIdx.x % 32, newest))];
+            v_scale = p.value_scale[scale_of(p, within(nth(newest, threadIdx.x % 32)))];
     }
 
     /* Which positions are this block's. */
     __device__ __forceinline__ void begin(const Attention &p, int head, int part, int token) {
         kv = head, split = part, n = token;
         start = __ldcg(p.position), here = start + n; /* this token's position */
-        oldest = p.window ? max(0, here - p.window + 1) : 0, first = oldest / KEYS;
-        first += (split - first % SPLITS + SPLITS) % SPLITS;
+        oldest = p.window ? max(0, here - p.window + 1) : 0;
     }
 
-    /* Whether the first tile has only what earlier steps cached, and can be fetched at once. */
+    /* Whether what it sees first is what earlier steps cached alone, and can be fetched at once. */
     __device__ __forceinline__ bool settled(const Attention &p) const {
-        return !p.shared || (first + 1) * KEYS <= start;
+        return !p.shared || (here / KEYS % SPLITS != split && start / KEYS % SPLITS != split);
     }
 
     /* What a warp prepares: one of the queries, or the key or value of one of the newest tokens. */
     struct Item {
         int which, token, head; /* 0, 1, 2: query, key, value */
-        const float *weights;
+        bool normed;
         Vector<PAIRS> norm, angles;
     };
 
@@ -257,10 +271,11 @@ struct Attending {
         item.which = query ? 0 : 1 + (number - GROUP) % 2;
         item.token = query ? n : (number - GROUP) / 2;
         item.head = query ? kv * GROUP + number : heads + (item.which - 1) * p.kv_heads + kv;
-        item.weights = item.which == 0 ? p.query_norm : item.which == 1 ? p.key_norm : nullptr;
+        const float *weights = query ? p.query_norm : item.which == 1 ? p.key_norm : nullptr;
+        item.normed = weights || (item.which == 2 && p.value_norm);
         item.angles.load_angles(p, start + item.token);
         item.norm.fill(1.0f);
-        if (item.weights) item.norm.load(item.weights);
+        if (weights) item.norm.load(weights);
     }
 
     /* Queries of this token; keys and values of the newest ones that are this split's. */
@@ -273,7 +288,7 @@ struct Attending {
             if (which && at / KEYS % SPLITS != split) continue;
             Vector<PAIRS> x;
             x.load(p.qkv + item.token * width + (size_t)item.head * HEAD_DIM);
-            if (item.weights || (which == 2 && p.value_norm)) x.norm(item.norm, p.eps);
+            if (item.normed) x.norm(item.norm, p.eps);
             if (which < 2) x.rotate(item.angles);
             if (which == 0) {
                 x.store(room.queries[number]);
@@ -290,29 +305,32 @@ struct Attending {
         }
     }
 
-    __device__ __forceinline__ void fetch_fresh(const Attention &p, int tile, const Room &room) {
+    __device__ __forceinline__ void fetch_fresh(const Attention &p, int newest, const Room &room) {
         if (p.shared) return;
-        int column = threadIdx.x % (HEAD_DIM / 2);
+        int column = threadIdx.x % TEAM;
 #pragma unroll
         for (int j = 0; j < WARP_KEYS; j++) {
-            int token = key_of_warp(tile, j) - start;
+            int token = nth(newest, number_of_warp(j)) - start;
             if (token < 0 || token > n) continue;
             k[j].load(room.fresh[0][token]);
             if constexpr (CODES) k_scales[j] = room.fresh_scales[0][token];
         }
 #pragma unroll
         for (int j = 0; j < TEAM_KEYS; j++) {
-            int token = key_of_team(tile, j) - start;
+            int token = nth(newest, number_of_team(j)) - start;
             if (token < 0 || token > n) continue;
-            v[j] = ((const Pair *)room.fresh[1][token])[column];
+            v[j].load(room.fresh[1][token] + WIDTH * column);
         }
         if constexpr (CODES) {
-            int token = tile * KEYS + threadIdx.x % 32 - start;
+            int token = nth(newest, threadIdx.x % 32) - start;
             if (token >= 0 && token <= n) v_scale = room.fresh_scales[1][token];
         }
     }
 
-    __device__ __forceinline__ void score(const Attention &p, int tile, Room &room) const {
+    __device__ __forceinline__ void score(const Attention &p, int newest, Room &room) const {
+        constexpr int SCORES = GROUP * WARP_KEYS, COUNT = (GROUP == 3 ? 4 : GROUP) * WARP_KEYS;
+        constexpr int LANES = 32 / COUNT;
+        float sums[COUNT] = {};
 #pragma unroll
         for (int h = 0; h < GROUP; h++) {
             Vector<PAIRS> q;
@@ -322,37 +340,36 @@ struct Attending {
                 float sum = 0.0f;
 #pragma unroll
                 for (int i = 0; i < PAIRS; i++)
-                    sum += q.a[i] * to_float(k[j].a.at[i]) + q.b[i] * to_float(k[j].b.at[i]);
-                sum = warp_sum(sum);
-                if constexpr (CODES) sum *= k_scales[j];
-                int at = key_of_warp(tile, j);
-                if (threadIdx.x % 32 == 0)
-                    room.scores[h][at % KEYS] =
-                        at >= oldest && at <= here ? sum * p.scale : -INFINITY;
+                    sum += q.a[i] * k[j].a.at(i) + q.b[i] * k[j].b.at(i);
+                sums[h * WARP_KEYS + j] = CODES ? sum * k_scales[j] : sum;
             }
         }
+        float sum = warp_sums(sums);
+        int lane = threadIdx.x % 32, number = lane / LANES; /* head, then key */
+        if (lane % LANES || number >= SCORES) return;
+        int key = number_of_warp(number % WARP_KEYS);
+        bool seen = nth(newest, key) >= oldest;
+        room.scores[number / WARP_KEYS][key] = seen ? sum * p.scale : -INFINITY;
     }
 
     /* Whether this split has any positions. */
-    __device__ __forceinline__ bool active() const { return first * KEYS <= here; }
+    __device__ __forceinline__ bool active() const { return last(here) >= oldest; }
 
     /* What this split finds, in room.part: sums of values, weighed as if no other split were. */
     __device__ __forceinline__ void run(const Attention &p, Room &room, Item &item) {
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        int team = threadIdx.x / (HEAD_DIM / 2), column = threadIdx.x % (HEAD_DIM / 2);
+        int team = threadIdx.x / TEAM, column = threadIdx.x % TEAM;
         float most = -INFINITY, total = 0.0f; /* of head `warp` */
-        float2 mixed[GROUP];
-#pragma unroll
-        for (int h = 0; h < GROUP; h++) mixed[h] = {0.0f, 0.0f};
+        Chunk<WIDTH, float> mixed[GROUP] = {};
         prepare(p, room, item);
         __syncthreads();
-        for (int tile = first; tile * KEYS <= here; tile += SPLITS) {
-            if (tile != first) {
-                __syncthreads(); /* all are done with the last tile's scores */
-                fetch(p, tile);
+        for (int newest = here; last(newest) >= oldest; newest -= AROUND) {
+            if (newest != here) {
+                __syncthreads(); /* all are done with the last scores */
+                fetch(p, newest);
             }
-            fetch_fresh(p, tile, room);
-            score(p, tile, room);
+            fetch_fresh(p, newest, room);
+            score(p, newest, room);
             __syncthreads();
             if (warp < GROUP) { /* weights; what has been added up shrinks if a higher one came */
                 float own = room.scores[warp][lane], top = fmaxf(most, warp_max(own));
@@ -367,18 +384,20 @@ struct Attending {
 #pragma unroll
             for (int h = 0; h < GROUP; h++) {
                 float shrink = room.shrink[h];
-                mixed[h].x *= shrink, mixed[h].y *= shrink;
+#pragma unroll
+                for (int i = 0; i < WIDTH; i++) mixed[h].at[i] *= shrink;
 #pragma unroll
                 for (int j = 0; j < TEAM_KEYS; j++) {
                     float weight = room.scores[h][j * TEAMS + team];
-                    float2 value = to_floats(v[j]);
-                    mixed[h].x += weight * value.x, mixed[h].y += weight * value.y;
+#pragma unroll
+                    for (int i = 0; i < WIDTH; i++) mixed[h].at[i] += weight * v[j].at(i);
                 }
             }
         }
         /* The teams together. Queries and fresh keys were last read before a barrier above. */
 #pragma unroll
-        for (int h = 0; h < GROUP; h++) ((float2 *)room.found[team][h])[column] = mixed[h];
+        for (int h = 0; h < GROUP; h++)
+            ((Chunk<WIDTH, float> *)room.found[team][h])[column] = mixed[h];
         if (warp < GROUP) tell(room, warp, most, total);
         __syncthreads();
         for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += ATTENTION_THREADS) {
@@ -500,12 +519,12 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) attention_kernel(const Atte
     if constexpr (SPLITS == CLUSTER) cluster_arrive(); /* this block's memory is there */
     block.begin(p, blockIdx.x, blockIdx.y, blockIdx.z);
     bool active = block.active(), early = active && block.settled(p);
-    if (early) block.fetch(p, block.first);
+    if (early) block.fetch(p, block.here);
     int warp = threadIdx.x / 32;
     if (active && warp < block.num_items(p)) block.look_up(p, warp, item);
     wait_for_inputs();
     if constexpr (SPLITS == CLUSTER) cluster_wait(); /* and that of the others */
-    if (active && !early) block.fetch(p, block.first);
+    if (active && !early) block.fetch(p, block.here);
     if (active) block.run(p, room, item);
     if constexpr (SPLITS == CLUSTER) {
         if (!active) block.find_nothing(room);
@@ -564,11 +583,5 @@ extern "C" int attention_launch(const Attention *p, int dependent, void *queue) 
 
 /* How many clusters of blocks the GPU can run at once; 0 where its parts are too small for one. */
 extern "C" int attention_clusters(const Attention *p) {
-    return with_sizes(p, true, nullptr, [&](const auto &how) {
-        int count = 0;
-        bool fine = how.prepare() == cudaSuccess &&
-                    cudaOccupancyMaxActiveClusters(&count, how.kernel, &how.config) == cudaSuccess;
-        cudaGetLastError(); /* asking is no error */
-        return fine ? count : 0;
-    });
+    return with_sizes(p, true, nullptr, [](const auto &how) { return how.clusters(); });
 }

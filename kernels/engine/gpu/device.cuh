@@ -20,9 +20,42 @@ __device__ __forceinline__ void wait_for_inputs() {
 #endif
 }
 
+/* What a cluster's blocks wrote to each other before they arrived is there after the wait. */
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ float warp_sum(float value) {
     for (int reach = 16; reach; reach /= 2) value += __shfl_xor_sync(~0u, value, reach);
     return value;
+}
+
+/* Sums over a warp of COUNT values, a power of two; lane i gets that of value i / (32 / COUNT). Half
+ * as many shuffles as for each by itself, or fewer.
+ */
+template <int COUNT>
+__device__ __forceinline__ float warp_sums(float (&values)[COUNT]) {
+#pragma unroll
+    for (int count = COUNT / 2, reach = 16; count; count /= 2, reach /= 2) {
+        bool upper = threadIdx.x & reach;
+#pragma unroll
+        for (int i = 0; i < count; i++) {
+            float give = upper ? values[i] : values[i + count];
+            float keep = upper ? values[i + count] : values[i];
+            values[i] = keep + __shfl_xor_sync(~0u, give, reach);
+        }
+    }
+    for (int reach = 16 / COUNT; reach; reach /= 2)
+        values[0] += __shfl_xor_sync(~0u, values[0], reach);
+    return values[0];
 }
 
 __device__ __forceinline__ float warp_max(float value) {
@@ -64,6 +97,15 @@ struct Launch {
         if (error == cudaSuccess && config.numAttrs > 1)
             error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
         return error;
+    }
+
+    /* How many clusters the GPU can run at once; 0 where its parts are too small for one. */
+    int clusters() const {
+        int count = 0;
+        bool fine = prepare() == cudaSuccess &&
+                    cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess;
+        cudaGetLastError(); /* asking is no error */
+        return fine ? count : 0;
     }
 
     /* Returns a CUDA error. */

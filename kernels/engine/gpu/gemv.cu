@@ -5,15 +5,12 @@
  * Decoding is bound by reading W, so the kernel is built around an uninterrupted stream: each warp
  * copies ahead into a ring of its own in shared memory (cp.async), across tiles too, and on sm_90
  * begins before the kernel that makes x has ended (programmatic dependent launch).
- * stage.cuh says how a matrix is laid out and multiplied.
+ * stage.cuh says how a matrix is laid out and multiplied, inputs.cuh what it meets.
  */
 #include "attention.cuh"
+#include "inputs.cuh"
 #include "norm.cuh"
 #include "stage.cuh"
-
-constexpr int WARPS = 8, THREADS = 32 * WARPS;
-constexpr int NORM_MOST = 4096;   /* of a vector that is normed */
-constexpr int MOST_STAGED = 24 * 1024; /* bytes of inputs that are copied to shared memory */
 
 /* SHARE warps work on a tile together; the others of the block on other tiles. */
 template <int SHARE>
@@ -22,120 +19,47 @@ __device__ __forceinline__ void meet(int team) {
     else asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "r"(32 * SHARE) : "memory");
 }
 
-/* x [m, columns] goes to shared memory, if there is room, with the sums of its groups, which take
- * off what the codes' offsets add: [m, groups], of one order whatever m is.
- */
-template <int COLUMNS>
-struct Inputs {
-    static constexpr int LANES = COLUMNS / 8; /* that have a group's columns */
-    __nv_bfloat16 *x;
-    float *sums;
-
-    /* 8 inputs, of all lanes together. */
-    __device__ __forceinline__ void put(int chunk, bool inside, uint4 inputs) const {
-        if (x && inside) ((uint4 *)x)[chunk] = inputs;
-        if constexpr (LANES > 0) {
-            const uint32_t v[4] = {inputs.x, inputs.y, inputs.z, inputs.w};
-            float sum = 0.0f;
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                sum += __uint_as_float(v[j] << 16) + __uint_as_float(v[j] & 0xffff0000u);
-            for (int reach = LANES / 2; reach; reach /= 2)
-                sum += __shfl_xor_sync(~0u, sum, reach);
-            if (inside && chunk % LANES == 0) sums[chunk / LANES] = sum;
-        }
-    }
-
-    __device__ __forceinline__ void take_in(const Gemv &p) const {
-        constexpr int AT_ONCE = MOST_STAGED / 16 / THREADS; /* loads under way together */
-        int chunks = p.m * p.columns / 8;
-        for (int start = 0; start < chunks; start += AT_ONCE * THREADS) {
-            uint4 held[AT_ONCE];
-#pragma unroll
-            for (int j = 0; j < AT_ONCE; j++) {
-                int at = start + j * THREADS + threadIdx.x;
-                held[j] = at < chunks ? ((const uint4 *)p.x)[at] : uint4{0, 0, 0, 0};
-            }
-#pragma unroll
-            for (int j = 0; j < AT_ONCE; j++) {
-                int at = start + j * THREADS + threadIdx.x;
-                if (at / 32 * 32 < chunks) put(at, at < chunks, held[j]); /* a warp together */
-            }
-        }
-    }
-
-    __device__ __forceinline__ void make(const Gemv &p, float *shared) const {
-        int chunks = p.columns / 8;
-        for (int n = 0; n < p.m; n++) {
-            constexpr bool AFTER_DENSE = COLUMNS == 0; /* only dense matrices leave halves */
-            Normer<THREADS, NORM_MOST, AFTER_DENSE> normer;
-            normer.run(p.before, n, blockIdx.x == 0, shared);
-#pragma unroll
-            for (int c = 0; c < normer.CHUNKS; c++) {
-                int at = threadIdx.x + c * THREADS;
-                if (at / 32 * 32 < chunks) put(n * chunks + at, at < chunks, normer.chunk(c));
-            }
-        }
-    }
-};
-
-template <int SCHEME, bool ASYMMETRIC, int GROUPS, int SHARE, bool STAGED>
+template <class Weights, int SHARE, bool STAGED>
 __global__ void __launch_bounds__(THREADS, 3) gemv_kernel(const Gemv p) {
-    constexpr int TEAMS = WARPS / SHARE;
+    constexpr int SCHEME = Weights::SCHEME, TEAMS = WARPS / SHARE;
     constexpr int ITEMS = 16 * MOST / (32 * SHARE) > 0 ? 16 * MOST / (32 * SHARE) : 1;
-    typedef Stage<SCHEME, ASYMMETRIC, GROUPS> Weights;
-    constexpr int DEPTH = Weights::DEPTH, SIZE = sizeof(Weights), AROUND = DEPTH * SIZE;
     extern __shared__ __align__(16) uint8_t dynamic[];
     __shared__ float parts[2][WARPS][16][MOST + 1];
-    __shared__ __align__(16) __nv_bfloat16 nothing[Weights::COLUMNS];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    __shared__ __align__(16) uint8_t nothing[Weights::STEP];
+    int warp = threadIdx.x / 32;
     int team = warp / SHARE, part = warp % SHARE, member = threadIdx.x % (32 * SHARE);
     const int halved = SCHEME == DENSE ? p.halved : 0; /* others' tiles are shorter */
     int stages = p.columns / Weights::COLUMNS >> halved, stride = gridDim.x * TEAMS;
     int first = blockIdx.x * TEAMS + team, units = p.tiles << halved; /* tiles, or halves */
-    uint8_t *ring = dynamic + warp * AROUND;
-    float *group_sums = (float *)(dynamic + WARPS * AROUND);
-    int num_sums = SCHEME == DENSE ? 0 : p.m * p.columns / Weights::GROUP;
-    auto *ready = (__nv_bfloat16 *)(group_sums + (num_sums + 3) / 4 * 4);
 
     /* The warp's copies, one after the other, across its tiles: so many of each, so many tiles. */
+    Ring<Weights> ring(dynamic);
     int each = part < stages ? (stages - part + SHARE - 1) / SHARE : 0;
     int turns = first < units ? (units - first + stride - 1) / stride : 0;
-    int to_copy = each * turns, left = each, write_at = 0;
+    int to_copy = each * turns, left = each;
     const uint8_t *from =
         (const uint8_t *)p.weights + ((size_t)first * stages + part) * Weights::BYTES;
     size_t jump = ((size_t)stride * stages - each * SHARE) * Weights::BYTES;
-    uint64_t policy = read_once();
-    auto copy = [&]() {
-        if (to_copy > 0) {
-            ((Weights *)(ring + write_at))->copy(from, policy);
-            from += SHARE * Weights::BYTES, to_copy--;
-            if (--left == 0) left = each, from += jump;
-        }
-        end_of_stage();
-        write_at = write_at == AROUND - SIZE ? 0 : write_at + SIZE;
+    auto next = [&]() -> const uint8_t * {
+        if (to_copy == 0) return nullptr;
+        const uint8_t *now = from;
+        from += SHARE * Weights::BYTES, to_copy--;
+        if (--left == 0) left = each, from += jump;
+        return now;
     };
-#pragma unroll
-    for (int j = 0; j < DEPTH - 1; j++) copy(); /* weights don't wait for anybody */
+    ring.fill(next); /* weights wait for nobody */
     launch_dependents();
     if (STAGED && !p.x) Normer<THREADS, NORM_MOST, false>::prefetch(p.before);
-    if (threadIdx.x < Weights::COLUMNS / 2) ((uint32_t *)nothing)[threadIdx.x] = 0;
+    if (threadIdx.x < Weights::STEP / 4) ((uint32_t *)nothing)[threadIdx.x] = 0;
     wait_for_inputs();
-    Inputs<SCHEME == DENSE ? 0 : Weights::GROUP> taken{STAGED ? ready : nullptr, group_sums};
-    if (!STAGED || p.x) taken.take_in(p);
-    else taken.make(p, (float *)parts);
+    uint8_t *kept = dynamic + WARPS * ring.AROUND;
+    uint8_t *elsewhere = SCHEME == DENSE ? (uint8_t *)p.x : p.fixed;
+    Inputs<Weights> inputs{STAGED ? kept : elsewhere, p.m, p.columns};
+    if (STAGED && p.x) inputs.take_in(p);
+    else if (STAGED) inputs.make(p.before, blockIdx.x == 0, (float *)parts);
     __syncthreads();
-    const __nv_bfloat16 *x = STAGED ? ready : p.x;
 
-    /* This lane's vector, or zeros; this lane's two vectors' sums. */
-    bool mine = g < p.m;
-    const __nv_bfloat16 *own = nothing + 4 * t;
-    if (mine) own = x + (size_t)g * p.columns + part * Weights::COLUMNS + 4 * t;
-    int input_step = mine ? SHARE * Weights::COLUMNS : 0;
-    int row_sums = p.columns / Weights::GROUP;
-    int one = min(2 * t, p.m - 1), two = min(2 * t + 1, p.m - 1);
-    const float *own_sums = group_sums + one * row_sums + part * GROUPS;
-    int to_second = (two - one) * row_sums;
+    Reader<Weights> reader(inputs, nothing);
     Sums<SCHEME> sums;
     float best[ITEMS];
     int best_at[ITEMS], turn = 0;
@@ -168,19 +92,10 @@ __global__ void __launch_bounds__(THREADS, 3) gemv_kernel(const Gemv p) {
         turn ^= 1;
     };
 
-    for (int unit = first, read_at = 0; unit < units; unit += stride) {
-        int skip = (unit & halved) * stages;
-        const __nv_bfloat16 *input = own + (mine ? skip * Weights::COLUMNS : 0);
-        const float *of_one = own_sums + skip * GROUPS, *of_two = of_one + to_second;
-        for (int i = 0; i < each; i++) {
-            __syncwarp(); /* all lanes are done with the slot that is filled next */
-            copy();
-            wait_for_stage<DEPTH>();
-            if (Weights::TABLES) __syncwarp(); /* the scales were copied by other lanes */
-            ((const Weights *)(ring + read_at))->multiply(input, of_one, of_two, sums);
-            read_at = read_at == AROUND - SIZE ? 0 : read_at + SIZE;
-            input += input_step, of_one += SHARE * GROUPS, of_two += SHARE * GROUPS;
-        }
+    for (int unit = first; unit < units; unit += stride) {
+        int stage = (unit & halved) * stages + part;
+        for (int i = 0; i < each; i++, stage += SHARE)
+            reader.multiply(ring.pop_and_push(next()), stage, sums);
         finish(unit);
     }
     if (p.output != BEST) return;
@@ -202,6 +117,19 @@ __global__ void __launch_bounds__(THREADS, 3) gemv_kernel(const Gemv p) {
     }
 }
 
+/* Whether each block keeps all inputs for itself. */
+static bool is_staged(const Gemv *p) {
+    return p->m * p->columns * sizeof(__nv_bfloat16) <= MOST_STAGED;
+}
+
+/* All of a launch's inputs in fixed point, where a block has no room for them. */
+template <class Weights>
+__global__ void __launch_bounds__(THREADS) fixed_kernel(const Gemv p) {
+    launch_dependents();
+    wait_for_inputs();
+    Inputs<Weights>{p.fixed, p.m, p.columns}.take_share(p);
+}
+
 /* The weights as dense bfloat16 [rows, columns], for products with a whole prompt. */
 struct Unpack {
     const uint8_t *weights;
@@ -210,9 +138,9 @@ struct Unpack {
     int stages, rows, columns, interleaved;
 };
 
-template <int SCHEME, bool ASYMMETRIC, int GROUPS>
+template <class Weights>
 __global__ void unpack_kernel(const Unpack p) {
-    typedef Stage<SCHEME, ASYMMETRIC, GROUPS> Weights;
+    constexpr int SCHEME = Weights::SCHEME;
     int tile = blockIdx.x, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     auto put = [&](int half, int column, float first, float second) {
         int r = g + 8 * half, row = tile * 16 + r;
@@ -226,36 +154,35 @@ __global__ void unpack_kernel(const Unpack p) {
         for (int part = 0; part < 2; part++) {
             uint4 w = *(const uint4 *)(from + 512 * part + 16 * lane);
             const uint32_t v[4] = {w.x, w.y, w.z, w.w};
-            int column = stage * Weights::COLUMNS + part * Weights::COLUMNS / 2 + 4 * t;
+            int column = stage * Weights::COLUMNS + part * Weights::COLUMNS / 2;
+            column += (SCHEME == DENSE ? 4 : 8) * t;
             for (int i = 0; i < 4; i++) {
                 if (SCHEME == DENSE) {
                     __nv_bfloat162 two = *(const __nv_bfloat162 *)&v[i];
                     put(i % 2, column + i / 2 * 2, __low2float(two), __high2float(two));
-                } else if (SCHEME == INT8) { /* words: blocks 0, 0, 1, 1 of 16 columns */
-                    int at = column + i / 2 * 16 + i % 2 * 2;
-                    for (int half = 0; half < 2; half++) {
-                        float scale = p.scales[tile * 16 + g + 8 * half];
-                        int one = v[i] >> (8 * half) & 255, two = v[i] >> (8 * half + 16) & 255;
-                        put(half, at, (one - 128) * scale, (two - 128) * scale);
-                    }
+                } else if (SCHEME == INT8) {
+                    float scale = p.scales[tile * 16 + g + 8 * (i % 2)];
+                    for (int j = 0; j < 4; j += 2)
+                        put(i % 2, column + i / 2 * 4 + j, (int8_t)(v[i] >> 8 * j) * scale,
+                            (int8_t)(v[i] >> (8 * j + 8)) * scale);
                 } else {
-                    int group = (4 * part + i) / (8 / GROUPS);
+                    int group = (2 * part + i / 2) / (4 / Weights::GROUPS);
                     for (int half = 0; half < 2; half++) {
                         int entry = group * 16 + g + 8 * half;
                         const uint8_t *tables = from + 1024;
                         float scale, minimum;
-                        if (ASYMMETRIC) {
+                        if (Weights::ASYMMETRIC) {
                             __half2 both = ((const __half2 *)tables)[entry];
                             scale = __low2float(both), minimum = __high2float(both);
                         } else {
                             scale = __half2float(((const __half *)tables)[entry]);
                             minimum = -8.0f * scale;
                         }
-                        for (int two = 0; two < 2; two++) {
-                            int shift = 4 * (half + 2 * two);
-                            int low = v[i] >> shift & 15, high = v[i] >> (shift + 16) & 15;
-                            put(half, column + 16 * i + 2 * two, low * scale + minimum,
-                                high * scale + minimum);
+                        for (int j = 0; j < 4; j += 2) {
+                            int one = v[i] >> (8 * j + 4 * half) & 15;
+                            int two = v[i] >> (8 * j + 8 + 4 * half) & 15;
+                            put(half, column + i / 2 * 32 + i % 2 * 4 + j, one * scale + minimum,
+                                two * scale + minimum);
                         }
                     }
                 }
@@ -330,15 +257,17 @@ __global__ void __launch_bounds__(CHOOSE_THREADS) choose_kernel(const Choice p) 
     *p.position += 1;
 }
 
-template <int SCHEME, bool ASYMMETRIC, int GROUPS, bool STAGED>
-static int launch_shared(const Gemv *p, bool dependent, void *in) {
-    typedef Stage<SCHEME, ASYMMETRIC, GROUPS> Weights;
-    size_t sums = SCHEME == DENSE ? 0 : (p->m * p->columns / Weights::GROUP + 3) / 4 * 16;
-    size_t inputs = STAGED ? (size_t)p->m * p->columns * sizeof(__nv_bfloat16) : 0;
-    size_t shared = WARPS * Weights::DEPTH * sizeof(Weights) + sums + inputs;
-#define LAUNCH(SHARE)                                                                             \
-    launch(gemv_kernel<SCHEME, ASYMMETRIC, GROUPS, SHARE, STAGED>, *p, p->grid, THREADS, shared,  \
-           dependent, in)
+template <class Weights>
+static bool is_staged(const Gemv *p) {
+    return p->m * p->columns * sizeof(__nv_bfloat16) <= MOST_STAGED;
+}
+
+template <class Weights, bool STAGED>
+static int launch_shared(const Gemv *p, bool dependent, void *queue) {
+    size_t inputs = STAGED ? Inputs<Weights>::bytes(p->m, p->columns) : 0;
+    size_t shared = WARPS * Ring<Weights>::AROUND + inputs;
+#define LAUNCH(SHARE) \
+    launch(gemv_kernel<Weights, SHARE, STAGED>, *p, p->grid, THREADS, shared, dependent, queue)
     switch (p->share) {
         case 1: return LAUNCH(1);
         case 2: return LAUNCH(2);
@@ -348,39 +277,52 @@ static int launch_shared(const Gemv *p, bool dependent, void *in) {
 #undef LAUNCH
 }
 
-template <int SCHEME, bool ASYMMETRIC, int GROUPS>
-static int launch_packed(const Gemv *p, bool dependent, void *in) {
-    bool staged = p->m * p->columns * sizeof(__nv_bfloat16) <= MOST_STAGED;
-    return staged ? launch_shared<SCHEME, ASYMMETRIC, GROUPS, true>(p, dependent, in)
-                  : launch_shared<SCHEME, ASYMMETRIC, GROUPS, false>(p, dependent, in);
+template <class Type>
+struct Of {
+    typedef Type Weights;
+};
+
+/* Do something with the type of a matrix's stages. */
+template <class Do>
+static auto with_weights(const Gemv *p, Do act) {
+    if (p->scheme == DENSE) return act(Of<Stage<DENSE, false, 1>>());
+    if (p->scheme == INT8) return act(Of<Stage<INT8, false, 1>>());
+    switch ((p->group >= 128 ? 0 : p->group == 64 ? 1 : 2) + 3 * p->asymmetric) {
+        case 0: return act(Of<Stage<INT4, false, 1>>());
+        case 1: return act(Of<Stage<INT4, false, 2>>());
+        case 2: return act(Of<Stage<INT4, false, 4>>());
+        case 3: return act(Of<Stage<INT4, true, 1>>());
+        case 4: return act(Of<Stage<INT4, true, 2>>());
+        default: return act(Of<Stage<INT4, true, 4>>());
+    }
+}
+
+/* Bytes that a launch needs for its inputs in fixed point; 0 where a block has room for them. */
+extern "C" size_t gemv_room(const Gemv *p) {
+    return with_weights(p, [&](auto of) {
+        typedef typename decltype(of)::Weights Weights;
+        return is_staged(p) || p->scheme == DENSE ? 0 : Inputs<Weights>::bytes(p->m, p->columns);
+    });
 }
 
 extern "C" int gemv_launch(const Gemv *p, int dependent, void *queue) {
-    void *in = queue;
-    if (p->scheme == DENSE) return launch_packed<DENSE, false, 1>(p, dependent, in);
-    if (p->scheme == INT8) return launch_packed<INT8, false, 1>(p, dependent, in);
-    switch ((p->group >= 128 ? 0 : p->group == 64 ? 1 : 2) + 3 * p->asymmetric) {
-        case 0: return launch_packed<INT4, false, 1>(p, dependent, in);
-        case 1: return launch_packed<INT4, false, 2>(p, dependent, in);
-        case 2: return launch_packed<INT4, false, 4>(p, dependent, in);
-        case 3: return launch_packed<INT4, true, 1>(p, dependent, in);
-        case 4: return launch_packed<INT4, true, 2>(p, dependent, in);
-        default: return launch_packed<INT4, true, 4>(p, dependent, in);
-    }
+    return with_weights(p, [&](auto of) {
+        typedef typename decltype(of)::Weights Weights;
+        if (is_staged(p)) return launch_shared<Weights, true>(p, dependent, queue);
+        if constexpr (Weights::SCHEME != DENSE) {
+            int blocks = (p->m * p->columns / 8 + THREADS - 1) / THREADS;
+            int error = launch(fixed_kernel<Weights>, *p, blocks, THREADS, 0, dependent, queue);
+            if (error) return error;
+        }
+        return launch_shared<Weights, false>(p, dependent, queue);
+    });
 }
 
-#define UNPACK(...) launch(unpack_kernel<__VA_ARGS__>, *u, p->tiles, THREADS, 0, false, queue)
 extern "C" int unpack_launch(const Gemv *p, const Unpack *u, void *queue) {
-    if (p->scheme == DENSE) return UNPACK(DENSE, false, 1);
-    if (p->scheme == INT8) return UNPACK(INT8, false, 1);
-    switch ((p->group >= 128 ? 0 : p->group == 64 ? 1 : 2) + 3 * p->asymmetric) {
-        case 0: return UNPACK(INT4, false, 1);
-        case 1: return UNPACK(INT4, false, 2);
-        case 2: return UNPACK(INT4, false, 4);
-        case 3: return UNPACK(INT4, true, 1);
-        case 4: return UNPACK(INT4, true, 2);
-        default: return UNPACK(INT4, true, 4);
-    }
+    return with_weights(p, [&](auto of) {
+        auto kernel = unpack_kernel<typename decltype(of)::Weights>;
+        return launch(kernel, *u, p->tiles, THREADS, 0, false, queue);
+    });
 }
 
 extern "C" int choose_launch(const Choice *p, int dependent, void *queue) {

@@ -27,7 +27,7 @@ _STORE, _GATED, _PER_LAYER, _BEST = range(4)
 
 
 # Vectors [m, columns] bfloat16, or of the residual stream what a norm makes of it: then each block
-# norms for itself, and the matrix needs no launch before its own.
+# norms for itself, and the matrix needs no launch before its own. One vector, that is.
 Inputs = Tensor | NormArgs
 
 
@@ -56,6 +56,7 @@ class Multiplier:
         self._c = kernels()
         self._eps, self._dependent = eps, int(dependent)
         self._num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+        self._device, self._rooms = device, dict[int, Tensor]()  # by size; launches share them
 
     def share(self, w: PackedLinear) -> int:
         """Return how many warps work on one tile of a matrix."""
@@ -249,8 +250,11 @@ class Multiplier:
         halved: bool = False,
         **outputs: Any,
     ) -> Launch:
-        if isinstance(x, NormArgs) and x.halves and w.scheme.number != DENSE:
-            raise ValueError(f"{label}: packed matrices don't add up the halves of what they norm")
+        if isinstance(x, NormArgs):
+            if x.halves and w.scheme.number != DENSE:
+                raise ValueError(f"{label}: only dense matrices add up halves of what they norm")
+            if m != 1:
+                raise ValueError(f"{label}: a matrix norms one vector, not {m}")
         args = GemvArgs(
             weights=w.weights.data_ptr(),
             scales=None if w.scales is None else w.scales.data_ptr(),
@@ -268,6 +272,10 @@ class Multiplier:
             before=x if isinstance(x, NormArgs) else NormArgs(),
             **outputs,
         )
+        if nbytes := self._c.gemv_room(ctypes.byref(args)):
+            if nbytes not in self._rooms:
+                self._rooms[nbytes] = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+            args.fixed = self._rooms[nbytes].data_ptr()
 
         def run() -> None:
             _check(self._c, self._c.gemv_launch(ctypes.byref(args), self._dependent, _queue()))

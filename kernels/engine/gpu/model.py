@@ -7,7 +7,9 @@ to eight tokens at once (a decoded one, or a draft to verify) go through the pac
 share the key/value cache.
 """
 
+import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,7 +36,6 @@ from .launches import GROUPS, HEAD_DIMS, MOST, SPLITS, Launch, Multiplier
 from .packed import PackedLinear
 
 _FAMILIES = ("llama", "gemma4")
-_NORMED_BY_ALL = 1  # vectors of a step up to which a matrix's blocks each norm for themselves
 _PROMPT_SIZES = (16, 32, 64, 128, 256, 384, 512, 768, 1024)  # tokens; one graph each
 _REPLAYS = 10  # of a component when it is timed; the quickest counts
 
@@ -229,7 +230,7 @@ class GpuModel(Model):
         for name in names:
             self._buffers[name].copy_(before[name])
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with _recording(graph):
             for launch in launches:
                 launch.run()
         return graph
@@ -444,7 +445,7 @@ class _Prompt:
         self._graph = torch.cuda.CUDAGraph()
         model.read_filled_up(self._ids, self._last)  # what sets up libraries can't be recorded
         torch.cuda.synchronize()
-        with torch.cuda.graph(self._graph, pool=model.prompt_memory):
+        with _recording(self._graph, pool=model.prompt_memory):
             self._out = model.read_filled_up(self._ids, self._last)
 
     def read(self, tokens: list[int]) -> Tensor:
@@ -453,6 +454,19 @@ class _Prompt:
         self._last.fill_(len(tokens) - 1)
         self._graph.replay()
         return self._out.clone()  # the next prompt's goes to the same place
+
+
+@contextmanager
+def _recording(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:
+    """Record a graph. Another one that the garbage collector frees meanwhile would end that."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, **options):
+            yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Residual:
@@ -488,7 +502,7 @@ class _Residual:
     def into(self, multiply: Callable[..., Launch], norm: Tensor | None) -> list[Launch]:
         """Return the launches that add what is pending, norm the sum and multiply that (`x`)."""
         args = self.moved(norm)
-        if self._m <= _NORMED_BY_ALL:
+        if self._m == 1:  # each block of the matrix norms it for itself
             return [multiply(x=args)]
         return [self._make.norm(args, self._m), multiply(x=self._buffers["normed"])]
 

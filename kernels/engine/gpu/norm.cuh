@@ -115,17 +115,9 @@ struct Normer { /* of vectors of at most SIZE, a multiple of 8; HALVES: delta ma
         into[4] = two.x, into[5] = two.y, into[6] = two.z, into[7] = two.w;
     }
 
-    /* Of four sums, a lane keeps one: half as many shuffles as for each by itself. */
     static __device__ __forceinline__ void add_up(float (&sums)[4], float *shared) {
         int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        bool upper = lane & 16, second = lane & 8;
-        float give[2] = {upper ? sums[0] : sums[2], upper ? sums[1] : sums[3]};
-        float keep[2] = {upper ? sums[2] : sums[0], upper ? sums[3] : sums[1]};
-#pragma unroll
-        for (int i = 0; i < 2; i++) keep[i] += __shfl_xor_sync(~0u, give[i], 16);
-        float sum = second ? keep[1] : keep[0];
-        sum += __shfl_xor_sync(~0u, second ? keep[0] : keep[1], 8);
-        for (int reach = 4; reach; reach /= 2) sum += __shfl_xor_sync(~0u, sum, reach);
+        float sum = warp_sums(sums);
         if (lane % 8 == 0) shared[lane / 8 * WARPS + warp] = sum;
         __syncthreads();
         static_assert(WARPS == 8, "a lane for each sum and warp");

@@ -63,11 +63,10 @@ class PackedLinear:
             ordered = torch.cat((ordered, pad))
         self.scales: Tensor | None = None
         if self.scheme.number == DENSE:
-            self.weights = _to_lanes(ordered.to(torch.bfloat16), unit // 2)
+            self.weights = _to_lanes(ordered.to(torch.bfloat16), 2)
         elif self.scheme.number == INT8:
             codes, scales = int8_rows(ordered)
-            shifted = (codes.to(torch.int16) + 128).to(torch.uint8)
-            self.weights = _to_lanes(shifted, unit // 2)
+            self.weights = _to_lanes(codes, 4)
             self.scales = scales.view(self.tiles, TILE).contiguous()
         else:
             self.weights = self._packed_int4(ordered)
@@ -94,11 +93,11 @@ class PackedLinear:
         """Return the weights [rows, columns] in plain torch, on any device."""
         tiled: Tensor
         if self.scheme.number == DENSE:
-            tiled = _from_lanes(self.weights, self.columns)
+            tiled = _from_lanes(self.weights, 2, self.columns)
         elif self.scheme.number == INT8:
             assert self.scales is not None
-            codes = _from_lanes(self.weights, self.columns)
-            tiled = (codes.float() - 128) * self.scales.view(-1, 1)
+            codes = _from_lanes(self.weights, 4, self.columns)
+            tiled = codes.float() * self.scales.view(-1, 1)
         else:
             tiled = self._dense_int4()
         if self.interleave:
@@ -133,13 +132,18 @@ class PackedLinear:
         spread = tables[:, starts // self.group]
         by_stage = spread.view(self.tiles, TILE, stages, -1, tables.shape[-1])
         scales = by_stage.permute(0, 2, 3, 1, 4).contiguous().view(torch.uint8)
-        lanes = _to_lanes(codes, 64).view(self.tiles, stages, 1024)
+        split = _to_lanes(codes, 4)
+        both = split[..., 0, :] | (split[..., 1, :] << 4)  # rows g and g + 8 in a byte
+        # A lane's 16 bytes have two units.
+        units = both.view(self.tiles, stages, 2, 2, 8, 4, 2, 4).permute(0, 1, 2, 4, 5, 3, 6, 7)
+        lanes = units.reshape(self.tiles, stages, 1024)
         return torch.cat((lanes, scales.view(self.tiles, stages, -1)), -1)
 
     def _dense_int4(self) -> Tensor:
         stages, size = self.columns // 128, min(self.group, 128)
         lanes, scales = self.weights[..., :1024], self.weights[..., 1024:].contiguous()
-        codes = _from_lanes(lanes.reshape(self.tiles, 2 * stages, 8, 4, 4, 4), self.columns)
+        units = lanes.reshape(self.tiles, stages, 2, 8, 4, 2, 2, 4).permute(0, 1, 2, 5, 3, 4, 6, 7)
+        codes = _from_lanes(torch.stack((units & 15, units >> 4), -2), 4, self.columns)
         tables = scales.view(torch.float16).view(self.tiles, stages, 128 // size, TILE, -1)
         tables = tables.permute(0, 3, 1, 2, 4).reshape(codes.shape[0], -1, tables.shape[-1])
         scale = tables[..., :1].float()
@@ -149,32 +153,18 @@ class PackedLinear:
         return ((groups - 8) * scale).view(-1, self.columns)
 
 
-def _to_lanes(codes: Tensor, unit: int) -> Tensor:
-    """Lay [rows, columns] out as [tiles, units, 32 lanes, 16 bytes]; see gemv.cu."""
-    rows, columns = codes.shape
-    # [tile, half, g, unit, block, t, pair, one] with row = 8 half + g, column = 4t + 2 pair + one
-    split = codes.view(rows // TILE, 2, 8, columns // unit, unit // 16, 4, 2, 2)
-    lanes = split.permute(0, 3, 2, 5, 4, 6, 1, 7)  # tile, unit, g, t, block, pair, half, one
-    if unit == 16:  # bf16: (half, one) is the order of the four registers' halves
-        return lanes.contiguous()
-    if unit == 32:  # bytes of a word: one outside, half inside
-        return lanes.transpose(6, 7).contiguous()
-    # Half-bytes 0 … 3: (pair, half) of the even columns; 4 … 7: of the odd ones.
-    nibbles = lanes.permute(0, 1, 2, 3, 4, 7, 5, 6).reshape(*lanes.shape[:5], 8)
-    return (nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)).contiguous()
+def _to_lanes(matrix: Tensor, word: int) -> Tensor:
+    """Lay [rows, columns] out as [tiles, units, 8, 4, 2, 2, word]; see stage.cuh.
+
+    word: the neighbours that lie in 32 bits, 2 numbers or 4 codes; a unit has 8 · word columns.
+    """
+    rows, columns = matrix.shape
+    # row = 8 half + g; column = 8 · word · unit + 2 · word · t + word · pair + one
+    split = matrix.view(rows // TILE, 2, 8, columns // (8 * word), 4, 2, word)
+    return split.permute(0, 3, 2, 4, 5, 1, 6).contiguous()  # tile, unit, g, t, pair, half, one
 
 
-def _from_lanes(lanes: Tensor, columns: int) -> Tensor:
+def _from_lanes(lanes: Tensor, word: int, columns: int) -> Tensor:
     """Undo `_to_lanes`: [rows, columns]."""
-    tiles, units = lanes.shape[:2]
-    blocks = columns // units // 16
-    if blocks == 4:
-        halves = torch.stack((lanes & 15, lanes >> 4), -1)
-        nibbles = halves.view(tiles, units, 8, 4, 4, 2, 2, 2)  # …, one, pair, half
-        ordered = nibbles.permute(0, 1, 2, 3, 4, 6, 7, 5)
-    elif blocks == 2:
-        ordered = lanes.transpose(6, 7)
-    else:
-        ordered = lanes
-    # tile, unit, g, t, block, pair, half, one → tile, half, g, unit, block, t, pair, one
-    return ordered.permute(0, 6, 2, 1, 4, 3, 5, 7).reshape(tiles * TILE, columns)
+    split = lanes.view(-1, columns // (8 * word), 8, 4, 2, 2, word)
+    return split.permute(0, 5, 2, 1, 3, 4, 6).reshape(-1, columns)

@@ -1,20 +1,22 @@
 /* Packed matrices, piece by piece: how a tile lies in memory, products with up to eight vectors.
  *
- * The products go through the tensor cores (mma.m16n8k16, sm_80 and newer): they are idle anyway,
- * the vectors fill one column each, and unpacking 4-bit weights to bfloat16 takes seven integer
- * operations for eight weights.
+ * The products go through the tensor cores (mma.sync, sm_80 and newer): they are idle anyway, and
+ * unpack nothing. A bfloat16 matrix meets a vector in each column of the product. Codes meet inputs
+ * in fixed point (inputs.cuh): each is two signed bytes, 256 high + low, in two columns, so that one
+ * product has four vectors. int8 goes in as it lies; of int4, one operation picks four rows' codes
+ * from eight, and the upper half-bytes count sixteenfold. Integers add up exactly, so all vectors
+ * round alike, wherever they stand.
  *
  * Layout: tiles of 16 rows; within a tile, stages of 2 × 32 lanes × 16 bytes. Lane (g, t) =
  * (lane / 4, lane % 4) holds rows g and g + 8. Columns of 16 bytes, by scheme:
  *   dense  16: bf16 of (g, 4t), (g, 4t+1), (g+8, 4t), (g+8, 4t+1), (g, 4t+2), …, (g+8, 4t+3)
- *   int8   32: two blocks of 16; bytes (g, 4t), (g+8, 4t), (g, 4t+1), (g+8, 4t+1), then 4t+2, 4t+3
- *   int4   64: four blocks of 16; half-byte i of (0 … 3) holds columns 4t, 4t of rows g, g+8 and
- *              4t+2 of both, half-byte i + 4 the column after it; after the 1024 bytes, for each
- *              group of the stage's 128 columns, 16 scales or 16 pairs (scale, minimum), float16
- * Codes are unsigned. A 4-bit code q in the low bits of 0x4300 is the bfloat16 number 128 + q; what
- * that adds is taken off with the sum of the inputs, which all tiles share.
+ *   int8   32: signed; four bytes each of (g, 8t …), (g+8, 8t …), (g, 8t+4 …), (g+8, 8t+4 …)
+ *   int4   64: two blocks of 32, each two words for 8t … and 8t+4 …; a word's four bytes have four
+ *              columns of row g in the lower half-bytes and of row g+8 in the upper ones; unsigned;
+ *              after the 1024 bytes, for each group of the stage's 128 columns, 16 scales or 16
+ *              pairs (scale, minimum), float16
  *
- * m16n8k16's order of k within a unit is ours to choose, so x is read in its natural order.
+ * The order of k within a product is ours to choose; inputs.cuh lays inputs out to match.
  */
 #pragma once
 #include <cuda_bf16.h>
@@ -30,11 +32,12 @@ enum Output { STORE = 0, GATED = 1, PER_LAYER = 2, BEST = 3 };
 struct Gemv {
     const uint4 *weights;
     const float *scales; /* int8: [tiles, 16] */
-    const __nv_bfloat16 *x; /* [m, columns]; null: what `before` makes */
+    const __nv_bfloat16 *x; /* [m, columns]; null: what `before` makes; m is 1 then */
+    uint8_t *fixed;         /* codes: room for x in fixed point, if a block has none */
     float *y;               /* STORE: [m, rows], or halves [2, MOST, rows] */
-    __nv_bfloat16 *out;   /* GATED: [m, rows / 2]; PER_LAYER: [m, rows] */
-    const float *partner; /* PER_LAYER: [m, partner_stride], multiplied with gelu(y) */
-    float *best;          /* BEST: [teams, 8], and where */
+    __nv_bfloat16 *out;     /* GATED: [m, rows / 2]; PER_LAYER: [m, rows] */
+    const float *partner;   /* PER_LAYER: [m, partner_stride], multiplied with gelu(y) */
+    float *best;            /* BEST: [teams, 8], and where */
     int *best_at;
     int scheme, asymmetric, tiles, rows, columns, group, m, output, silu, partner_stride, grid;
     int share;  /* warps that work on a tile together: 1, 2, 4 or 8 */
@@ -70,11 +73,18 @@ __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uin
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b.x), "r"(b.y));
 }
 
-/* Four half-bytes, 16 bits apart in pairs, as two bfloat16 numbers 128 + q. */
-__device__ __forceinline__ uint32_t magic(uint32_t v) {
-    uint32_t r;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(v), "r"(0x000f000fu), "r"(0x43004300u));
-    return r;
+/* Products of four bytes each, whose sums are exact; A is signed or, as half-bytes are, unsigned. */
+template <bool SIGNED>
+__device__ __forceinline__ void mma(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                    uint2 b) {
+#define PRODUCT(TYPE)                                                                        \
+    asm("mma.sync.aligned.m16n8k32.row.col.s32." TYPE ".s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, " \
+        "{%8,%9}, {%0,%1,%2,%3};"                                                            \
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                     \
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b.x), "r"(b.y))
+    if (SIGNED) PRODUCT("s8");
+    else PRODUCT("u8");
+#undef PRODUCT
 }
 
 __device__ __forceinline__ float gelu(float x) {
@@ -84,7 +94,9 @@ __device__ __forceinline__ float gelu(float x) {
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
 
-/* A warp's sums over its part of a tile, of lane (g, t): rows g, g + 8, vectors 2t, 2t + 1. */
+/* A warp's sums over its part of a tile, of lane (g, t): rows g, g + 8 of two vectors each, which
+ * are 2t, 2t + 1 of a dense matrix, t, t + 4 of one of codes.
+ */
 template <int SCHEME>
 struct Sums {
     float y[4] = {}, high[4] = {};
@@ -95,22 +107,27 @@ struct Sums {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             if (SCHEME == DENSE) y[i] += high[i];
-            if (SCHEME == INT8) y[i] = fmaf(16.0f, high[i], y[i]);
-            int n = 2 * t + i % 2;
-            if (n < m) rows[(g + 8 * (i / 2)) * stride + n] = y[i];
+            int n = SCHEME == DENSE ? 2 * t + i % 2 : t + 4 * (i / 2);
+            int row = g + 8 * (SCHEME == DENSE ? i / 2 : i % 2);
+            if (n < m) rows[row * stride + n] = y[i];
             y[i] = high[i] = 0.0f;
         }
     }
 };
 
 /* One stage: 2 × 16 bytes per lane, and for int4 its groups' scales. GROUPS: per 128 columns. */
-template <int SCHEME, bool ASYMMETRIC, int GROUPS>
+template <int SCHEME_, bool ASYMMETRIC_, int GROUPS_>
 struct Stage {
+    static constexpr int SCHEME = SCHEME_, GROUPS = GROUPS_;
+    static constexpr bool ASYMMETRIC = ASYMMETRIC_;
     static constexpr int DEPTH = SCHEME == DENSE ? 8 : 6; /* of a warp's ring */
     static constexpr int COLUMNS = SCHEME == DENSE ? 32 : SCHEME == INT8 ? 64 : 128;
     static constexpr int TABLES = SCHEME == INT4 ? GROUPS * 16 * (ASYMMETRIC ? 4 : 2) : 0;
     static constexpr int BYTES = 1024 + TABLES;
-    static constexpr int GROUP = SCHEME == INT4 ? 128 / GROUPS : COLUMNS; /* that share a sum */
+    /* Inputs of a stage: bytes of a lane's column; an exponent, and for int4 sums of so many. */
+    static constexpr int STEP = SCHEME == DENSE ? 2 * COLUMNS : COLUMNS;
+    static constexpr int NUMBERS = SCHEME == DENSE ? 0 : SCHEME == INT8 ? 1 : 1 + GROUPS;
+    static constexpr int GROUP = COLUMNS / GROUPS;
     uint4 weights[2][32];
     uint8_t tables[TABLES ? TABLES : 16];
 
@@ -122,74 +139,70 @@ struct Stage {
             copy_ahead(tables + 16 * lane, from + 1024 + 16 * lane, policy);
     }
 
-    /* Add a group's part; row: of the tile; x: the inputs' sums, of both vectors. */
-    __device__ __forceinline__ void apply(int group, int row, float *y, const float *c,
-                                          const float *x) const {
-        float scale, offset; /* offset: what the codes' 128 and, if symmetric, their 8 adds */
-        if (ASYMMETRIC) {
-            __half2 pair = ((const __half2 *)tables)[group * 16 + row];
-            scale = __low2float(pair), offset = fmaf(-128.0f, scale, __high2float(pair));
-        } else {
-            scale = __half2float(((const __half *)tables)[group * 16 + row]);
-            offset = -136.0f * scale;
+    /* dense; x: bfloat16 of this lane's vector, or zeros. */
+    __device__ __forceinline__ void multiply(const uint8_t *x, Sums<DENSE> &sums) const {
+        int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int part = 0; part < 2; part++) { /* two chains: one hides the other */
+            uint4 w = weights[part][lane];
+            uint2 b = *(const uint2 *)(x + 32 * part);
+            mma(part ? sums.high : sums.y, w.x, w.y, w.z, w.w, b);
         }
-        /* Written out: a compiler that fuses one vector's otherwise than another's rounds otherwise. */
-        y[0] = fmaf(offset, x[0], fmaf(scale, c[0], y[0]));
-        y[1] = fmaf(offset, x[1], fmaf(scale, c[1], y[1]));
     }
 
-    /* x: at this stage's columns, of this lane's vector, or zeros; one, two: sums of the inputs, at
-     * this stage's groups, of the vectors whose products this lane gets.
+    /* codes; x: bytes of this lane's column, or zeros; numbers: of the vector that it gets; y: that
+     * vector's sums.
      */
-    __device__ __forceinline__ void multiply(const __nv_bfloat16 *x, const float *one,
-                                             const float *two, Sums<SCHEME> &sums) const {
-        float(&y)[4] = sums.y, (&high)[4] = sums.high;
+    __device__ __forceinline__ void multiply(const uint8_t *x, const float *numbers,
+                                             float *y) const {
+        constexpr int BLOCKS = COLUMNS / 32, BLOCKS_OF_GROUP = BLOCKS / GROUPS;
         int lane = threadIdx.x % 32, g = lane / 4;
-        float c[2][4] = {}; /* two chains of products: one hides the other */
+        uint4 inputs[BLOCKS / 2];
 #pragma unroll
-        for (int part = 0; part < 2; part++) {
-            uint4 w = weights[part][lane];
-            const uint32_t v[4] = {w.x, w.y, w.z, w.w};
-            uint2 b[COLUMNS / 32];
+        for (int i = 0; i < BLOCKS / 2; i++) inputs[i] = ((const uint4 *)x)[i];
+        float exponent = numbers[0];
+        int c[4] = {};
 #pragma unroll
-            for (int s = 0; s < COLUMNS / 32; s++)
-                b[s] = *(const uint2 *)(x + part * COLUMNS / 2 + 16 * s);
-            if constexpr (SCHEME == DENSE) {
-                mma(part ? high : y, v[0], v[1], v[2], v[3], b[0]);
-            } else if constexpr (SCHEME == INT8) {
-#pragma unroll
-                for (int s = 0; s < 2; s++) {
-                    uint32_t one = v[2 * s], two = v[2 * s + 1];
-                    mma(y, magic(one), magic(one >> 8), magic(two), magic(two >> 8), b[s]);
-                    mma(high, magic(one >> 4), magic(one >> 12), magic(two >> 4), magic(two >> 12),
-                        b[s]);
-                }
+        for (int block = 0; block < BLOCKS; block++) {
+            uint4 both = inputs[block / 2];
+            uint2 b = block % 2 ? uint2{both.z, both.w} : uint2{both.x, both.y};
+            uint4 w = weights[block * 2 / BLOCKS][lane];
+            if constexpr (SCHEME == INT8) {
+                mma<true>(c, w.x, w.y, w.z, w.w, b);
             } else {
-#pragma unroll
-                for (int s = 0; s < 4; s++) {
-                    mma(c[part], magic(v[s]), magic(v[s] >> 4), magic(v[s] >> 8),
-                        magic(v[s] >> 12), b[s]);
-                    int block = 4 * part + s, size = 8 / GROUPS; /* blocks of 16 to a group */
-                    if (GROUPS > 1 && block % size == size - 1) {
-                        const float sum[2] = {one[block / size], two[block / size]};
-                        apply(block / size, g, y, c[part], sum);
-                        apply(block / size, g + 8, y + 2, c[part] + 2, sum);
-#pragma unroll
-                        for (int i = 0; i < 4; i++) c[part][i] = 0.0f;
-                    }
-                }
+                uint32_t one = block % 2 ? w.z : w.x, two = block % 2 ? w.w : w.y;
+                constexpr uint32_t LOWER = 0x0f0f0f0f, UPPER = 0xf0f0f0f0;
+                mma<false>(c, one & LOWER, one & UPPER, two & LOWER, two & UPPER, b);
             }
-        }
-        if constexpr (SCHEME == INT4 && GROUPS == 1) {
+            if (block % BLOCKS_OF_GROUP != BLOCKS_OF_GROUP - 1) continue;
+            float low = (float)(256 * c[0] + c[1]), high = (float)(256 * c[2] + c[3]);
+            if constexpr (SCHEME == INT8) {
+                y[0] = fmaf(exponent, low, y[0]), y[1] = fmaf(exponent, high, y[1]);
+            } else {
+                int group = block / BLOCKS_OF_GROUP;
+                float sum = numbers[1 + group];
+                y[0] = apply(group, g, low * exponent, sum, y[0]);
+                y[1] = apply(group, g + 8, high * (exponent * 0.0625f), sum, y[1]);
+            }
 #pragma unroll
-            for (int i = 0; i < 4; i++) c[0][i] += c[1][i];
-            const float sum[2] = {*one, *two};
-            apply(0, g, y, c[0], sum);
-            apply(0, g + 8, y + 2, c[0] + 2, sum);
-        } else if constexpr (SCHEME == INT8) { /* 128 + 16 · 128 of the halves, 128 of the code */
-#pragma unroll
-            for (int i = 0; i < 4; i++) y[i] = fmaf(-2304.0f, i % 2 ? *two : *one, y[i]);
+            for (int i = 0; i < 4; i++) c[i] = 0;
         }
+    }
+
+  private:
+    /* y and a group's part; products: of codes and inputs; sum: of the inputs. */
+    __device__ __forceinline__ float apply(int group, int row, float products, float sum,
+                                           float y) const {
+        float scale, minimum;
+        if (ASYMMETRIC) {
+            __half2 pair = ((const __half2 *)tables)[group * 16 + row];
+            scale = __low2float(pair), minimum = __high2float(pair);
+        } else {
+            scale = __half2float(((const __half *)tables)[group * 16 + row]);
+            minimum = -8.0f * scale;
+        }
+        /* Written out: a compiler that fuses one vector's otherwise than another's rounds otherwise. */
+        return fmaf(minimum, sum, fmaf(scale, products, y));
     }
 };
 

@@ -183,6 +183,33 @@ def test_matrices_multiply_as_their_dense_twins(scheme: str, m: int) -> None:
         assert (y - x.double() @ dense.T).norm() < 3e-3 * (x.double() @ dense.T).norm()
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4-g64"])
+@pytest.mark.parametrize(("m", "columns"), [(1, 512), (7, 512), (3, 8192)])
+def test_inputs_in_fixed_point_lose_little(m: int, columns: int, scheme: str) -> None:
+    """Beside one outlier a stage, where a common exponent costs most; and none is worth nothing."""
+    from slipstream.kernels.engine.gpu.launches import Multiplier
+    from slipstream.kernels.engine.gpu.packed import PackedLinear
+
+    device = torch.device("cuda")
+    make = Multiplier(device, 1e-6, dependent=torch.cuda.get_device_capability() >= (9, 0))
+    torch.manual_seed(m)
+    packed = PackedLinear(torch.randn(48, columns, device=device), scheme)
+    x = torch.randn(m, columns, device=device)
+    x[:, ::128] *= 100
+    x[:, 256:384] = 0
+    x = x.bfloat16()
+    y = torch.empty(m, 48, device=device)
+    make.store("matrix", packed, m, x, y).run()
+    exact = x.double() @ packed.dense().double().T
+    # Steps of 2^-13 of the largest of 64 or 128 at most, whose rounding deviates by 0.29 of them.
+    step = x.float().abs().amax() * 2**-13
+    assert (y - exact).abs().max() < 6 * 0.29 * step * columns**0.5
+    x[0, 5] = float("nan")
+    make.store("matrix", packed, m, x, y).run()
+    assert y[0].isnan().all()
+    assert y[1:].isfinite().all()
+
+
 @pytest.mark.parametrize("m", [1, 3, 8])
 def test_long_tiles_are_added_up_in_halves(m: int) -> None:
     """By the norm that reads them; short ones lie in the first half alone."""

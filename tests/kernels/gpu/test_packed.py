@@ -52,6 +52,24 @@ def test_a_lane_holds_what_the_tensor_cores_want() -> None:
     assert lane == [float(weight[at]) for at in rows]
 
 
+def test_a_lane_holds_codes_as_the_tensor_cores_want_them() -> None:
+    """Of a block of 32 columns 8t … 8t + 7; in int4, row g + 8 has the upper half-bytes."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-127, 128, (16, 128), generator=generator)
+    codes[:, 0] = 127  # a scale of 1
+    lane = PackedLinear(codes.float(), "int8").weights.view(1, 4, 32, 16)[0, 1, 3 * 4 + 2].tolist()
+    g, c = 3, 32 + 16
+    words = [codes[row, at : at + 4].tolist() for at in (c, c + 4) for row in (g, g + 8)]
+    assert lane == [code for word in words for code in word]
+
+    codes = torch.randint(0, 16, (16, 128), generator=generator)
+    codes[:, 0], codes[:, 1] = 0, 15
+    packed = PackedLinear(codes.float(), "int4-g128").weights
+    lane = packed[0, 0, :1024].view(2, 32, 16)[1, 3 * 4 + 2].tolist()
+    columns = [64 + block + 16 + i for block in (0, 32) for i in range(8)]
+    assert lane == [int(codes[g, at] | codes[g + 8, at] << 4) for at in columns]
+
+
 @pytest.mark.parametrize(
     ("columns", "scheme", "message"),
     [
@@ -82,13 +100,15 @@ def test_kernels_compile_for_every_card(architecture: str, tmp_path: Path) -> No
         for kernel in static:
             if kernel in entry.partition("\n")[0]:
                 static[kernel] = max(static[kernel], int(shared[1]) if shared else 0)
-    # The matrices' kernel also has a ring for each of eight warps, and a copy of its inputs.
-    source = (SOURCE / "gemv.cu").read_text()
+    # The matrices' kernel also has a ring for each of eight warps and inputs, with five numbers for
+    # 128 of them at most where they meet codes.
+    source = (SOURCE / "inputs.cuh").read_text()
     stages = re.findall(r"DEPTH = .* \? (\d+) : (\d+);", (SOURCE / "stage.cuh").read_text())
     (dense, packed), most_scales = map(int, stages[0]), 4 * 16 * 4
     staged = int(re.findall(r"STAGED = (\d+) \* 1024;", source)[0]) * 1024
-    for ring in (dense * (1024 + 16), packed * (1024 + most_scales)):
-        assert static["gemv_kernel"] + 8 * ring + staged <= A10G_BLOCK_BYTES
+    kernel, numbers = static["gemv_kernel"], staged // 256 * 5 * 4
+    assert kernel + 8 * dense * (1024 + 16) + staged <= A10G_BLOCK_BYTES
+    assert kernel + 8 * packed * (1024 + most_scales) + staged + numbers <= A10G_BLOCK_BYTES
     # Attention: eight new keys and values (bf16) and eight queries (fp32) of 512 columns; weights;
     # what a split found, and of all splits what that weighs.
     room = (
