@@ -133,8 +133,18 @@ class KnowingBriefing(Briefing):
         return max(1.0, factor) if self.worked(changed) else factor
 
     def key_of(self, settings: dict[str, str]) -> tuple[str, ...]:
-        """Return what tells settings apart: what every lever comes to, in order."""
-        return tuple(self.catalogue.effective(settings).values())
+        """Return what tells settings apart here."""
+        return self.catalogue.key(settings, self.machine)
+
+    def telling(self, changed: dict[str, str]) -> dict[str, str]:
+        """Return the changes that matter beside the others: a finding is to name no idle lever."""
+        left = dict(changed)
+        for name in changed:
+            without = {key: value for key, value in left.items() if key != name}
+            keys = (self.key_of({**self.champion_settings, **some}) for some in (left, without))
+            if len(set(keys)) == 1:
+                left = without
+        return left
 
     def rank(self, move: Move) -> tuple[bool, float]:
         """Return what to sort moves by: the best first, doubtful ones last but not never."""
@@ -162,8 +172,7 @@ def mixture(briefing: KnowingBriefing, tried: set[tuple[str, ...]]) -> Move | No
         changed = {name: rng.choice(choices[name]) for name in levers}
         settings = {**briefing.champion_settings, **changed}
         if briefing.key_of(settings) not in tried:
-            new = {k: v for k, v in changed.items() if v != briefing.champion_settings[k]}
-            move = move_to(briefing, new)
+            move = move_to(briefing, briefing.telling(changed))
             if is_allowed(move, briefing):
                 return move
     return None
@@ -186,8 +195,7 @@ def bundle(briefing: KnowingBriefing, moves: list[Move]) -> Move | None:
         more = [one for one in more if one.prediction.gain > so_far and is_allowed(one, briefing)]
         if more:
             changed = max(more, key=lambda move: move.prediction.gain).changed
-    idle = briefing.catalogue.moot({**briefing.champion_settings, **changed})
-    changed = {name: value for name, value in changed.items() if name not in idle}
+    changed = briefing.telling(changed)
     return move_to(briefing, changed) if len(changed) > 1 else None
 
 
@@ -202,6 +210,7 @@ def reunion(briefing: KnowingBriefing, moves: list[Move]) -> Move | None:
         if move.gain > 0 and briefing.worked(move.changed):
             for name, value in move.changed.items():
                 changed.setdefault(name, value)
+    changed = briefing.telling(changed)
     together = move_to(briefing, changed)
     return together if len(changed) > 1 and is_allowed(together, briefing) else None
 

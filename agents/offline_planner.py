@@ -124,6 +124,7 @@ class OfflinePlanner:
             single = [move_to(briefing, {name: value}) for name, value in wanted.items()]
             single.sort(key=lambda move: move.gain, reverse=True)
             changed = {name: v for move in single[:2] for name, v in move.changed.items()}
+            changed = briefing.telling(changed)
             move = move_to(briefing, changed)
             if (
                 changed

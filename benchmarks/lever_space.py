@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from slipstream.kernels.catalogue import SHIPPED
 from slipstream.kernels.census import ModelShape
 from slipstream.kernels.engine.levers import CHOICES
-from slipstream.kernels.fit import effective, refusal
+from slipstream.kernels.fit import refusal
 from slipstream.kernels.levers import SEED_SETTINGS, Machine
 
 DATA = Path(__file__).with_name("data")
@@ -27,13 +28,8 @@ Key = tuple[str, ...]
 
 
 def key_of(settings: dict[str, str], machine: Machine) -> Key:
-    """Return what every lever comes to, in the order of `SEED_SETTINGS`.
-
-    As many threads as the machine has cores are all of them.
-    """
-    found = effective(settings)
-    everything = found["threads"] == str(machine.num_cores)
-    return tuple({**found, "threads": "all"}.values() if everything else found.values())
+    """Return what every lever comes to, in the order of `SEED_SETTINGS`."""
+    return SHIPPED.key(settings, machine)
 
 
 def combinations(

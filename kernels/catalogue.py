@@ -40,13 +40,16 @@ class Catalogue:
         """The seed's settings."""
         return {name: lever.default for name, lever in self.levers.items()}
 
-    def moot(self, settings: dict[str, str]) -> frozenset[str]:  # noqa: ARG002
-        """Return the levers that do nothing beside the other settings."""
-        return frozenset()
-
     def effective(self, settings: dict[str, str]) -> dict[str, str]:
         """Return a value for every lever."""
         return {name: settings.get(name, value) for name, value in self.seed.items()}
+
+    def key(self, settings: dict[str, str], machine: Machine) -> tuple[str, ...]:
+        """Return what tells settings apart on a machine: what every lever comes to, in order."""
+        found = self.effective(settings)
+        if _THREADS in found and self.num_threads(found, machine) == machine.num_cores:
+            found = {**found, _THREADS: "all"}
+        return tuple(found.values())
 
     def refusal(self, shape: ModelShape, settings: dict[str, str], machine: Machine) -> str | None:  # noqa: ARG002
         """Return why these settings can't work on this model and machine, or None."""
@@ -94,9 +97,6 @@ class Catalogue:
 class _Shipped(Catalogue):
     """The shipped engine's: `levers.py`, and how they go together by `fit.py`."""
 
-    def moot(self, settings: dict[str, str]) -> frozenset[str]:
-        return fit.moot(settings)
-
     def effective(self, settings: dict[str, str]) -> dict[str, str]:
         return fit.effective(settings)
 
@@ -109,6 +109,10 @@ class _Shipped(Catalogue):
 
     def read_bytes(self, shape: ModelShape, settings: dict[str, str]) -> float:
         return sum(bytes_per_token(shape, self.effective(settings)).values())
+
+    def num_threads(self, settings: dict[str, str], machine: Machine) -> int:
+        on_gpu = machine.device == "cuda"  # where no core computes
+        return machine.num_cores if on_gpu else super().num_threads(settings, machine)
 
 
 SHIPPED: Catalogue = _Shipped(CATALOGUE)

@@ -75,6 +75,22 @@ def test_draws_only_what_can_work_on_this_machine() -> None:
     assert theirs.choices == {"kv": ("int8", "paged")}
 
 
+def test_names_no_lever_that_does_nothing_here() -> None:
+    """A fused step leaves most others idle; a GPU needs no cores, and two cores of two are all."""
+    gpu = Machine("cuda", 16, has_compiler=True)
+    shape = ModelShape(2560, 10240, 42, 8, 2, 256, 262144, "llama")
+    settings = {**SEED_SETTINGS, "step": "graph", "weights": "int4-g128"}
+    on_gpu = replace(FRESH, shape=shape, machine=gpu, champion_settings=settings)
+    idle = {"attention", "norm", "fuse", "compile", "activations"}
+    for briefing, never in ((on_gpu, idle | {"threads"}), (NATIVE, idle - {"activations"})):
+        plan = OfflinePlanner().plan(briefing, 30)
+        named = [lever for proposal in plan for lever in proposal.lever.split("+")]
+        assert len(plan) > 15
+        assert any("+" in proposal.lever for proposal in plan)
+        assert not never & set(named)
+        assert all(proposal.settings["threads"] != "2" for proposal in plan)
+
+
 def test_prediction_is_the_arithmetic() -> None:
     """int8 weights save half of 212 MB: at 28 GB/s that is 3.8 of 20 ms."""
     then = {**SEED_SETTINGS, "weights": "int8"}
