@@ -2,7 +2,7 @@
 
 packed.py    weights as the kernels read them     launches.py  one launch as something to run
 gemv.cu      matrices, the choice                 attention.cuh  split over positions
-stage.cuh    how a matrix lies, and is multiplied norm.cuh       the residual stream, normed
-device.cuh   what all of them share               embedding.py   what a step begins with (Triton)
-model.py     the whole step
+stage.cuh    how a matrix lies, and is multiplied inputs.cuh     what it meets: inputs in fixed point
+norm.cuh     the residual stream, normed          device.cuh     what all of them share
+embedding.py what a step begins with (Triton)     model.py       the whole step
 """
