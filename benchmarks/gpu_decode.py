@@ -35,7 +35,7 @@ def run(script: str, *arguments: str, path: Path | None = None) -> list[dict[str
     command = [sys.executable, str(PEERS / script / "decode.py"), *arguments]
     environ = {**os.environ, "PYTHONPATH": str(path)} if path else None
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
     for row in rows:
         print(f"{row['name']} {row['scheme']}: {row['decode_tps']:.1f} tokens/s", file=sys.stderr)
     if done.returncode or not rows:

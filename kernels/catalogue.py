@@ -47,7 +47,7 @@ class Catalogue:
     def key(self, settings: dict[str, str], machine: Machine) -> tuple[str, ...]:
         """Return what tells settings apart on a machine: what every lever comes to, in order."""
         found = self.effective(settings)
-        if _THREADS in found and self.num_threads(found, machine) == machine.num_cores:
+        if found.get(_THREADS) == str(machine.num_cores):
             found = {**found, _THREADS: "all"}
         return tuple(found.values())
 
@@ -110,8 +110,14 @@ class _Shipped(Catalogue):
     def read_bytes(self, shape: ModelShape, settings: dict[str, str]) -> float:
         return sum(bytes_per_token(shape, self.effective(settings)).values())
 
+    # On a GPU no core computes.
+
+    def key(self, settings: dict[str, str], machine: Machine) -> tuple[str, ...]:
+        on_gpu = machine.device == "cuda"
+        return super().key({**settings, _THREADS: "all"} if on_gpu else settings, machine)
+
     def num_threads(self, settings: dict[str, str], machine: Machine) -> int:
-        on_gpu = machine.device == "cuda"  # where no core computes
+        on_gpu = machine.device == "cuda"
         return machine.num_cores if on_gpu else super().num_threads(settings, machine)
 
 

@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -56,6 +57,19 @@ def test_a_tree_of_what_ships_follows_from_its_settings() -> None:
     shipped = seed_of("")
     assert shipped is not None
     assert shipped.id == seed_tree(SEED_SETTINGS).id
+
+
+def test_threads_tell_settings_apart_where_they_compute() -> None:
+    text = '[levers.threads]\nvalues = ["all", "2", "4"]\n'
+    served = read_catalogue("it", text)
+    two, gpu = replace(MACHINE, num_cores=2), replace(MACHINE, device="cuda", num_cores=8)
+    every, both, four = (served.key({"threads": n}, two) for n in ("all", "2", "4"))
+    assert every == both != four  # a server starts as many as it is told
+    assert served.key({"threads": "2"}, gpu) != served.key({}, gpu)
+    assert SHIPPED.key({"threads": "2"}, gpu) == SHIPPED.key({}, gpu)
+    assert SHIPPED.key({"threads": "1"}, two) != SHIPPED.key({}, two)
+    only_some = read_catalogue("it", '[levers.threads]\nvalues = ["1", "2"]')
+    assert only_some.key({"threads": "1"}, two) != only_some.key({"threads": "2"}, two)
 
 
 def test_bytes_follow_the_bits_of_a_weight() -> None:

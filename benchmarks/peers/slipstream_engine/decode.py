@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace, levers: list[str], bandwidth: float) ->
     tps = statistics.median(decode)
     return {
         "name": "slipstream",
-        "scheme": settings.get("weights", "bf16"),
+        "scheme": settings.get("weights", "dense").replace("dense", "bf16"),
         "settings": settings,
         "decode_tps": tps,
         "tps": statistics.median(whole),

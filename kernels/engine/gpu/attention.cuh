@@ -64,7 +64,7 @@ struct alignas(PAIRS * sizeof(T)) Chunk {
 template <int COUNT, class T>
 struct Packed {
     static constexpr int BYTES = COUNT * sizeof(T);
-    uint32_t words[(BYTES + 3) / 4];
+    alignas(BYTES < 4 ? 4 : BYTES) uint32_t words[(BYTES + 3) / 4];
 
     __device__ __forceinline__ void load(const T *from) {
         if constexpr (BYTES == 1) words[0] = *(const uint8_t *)from;

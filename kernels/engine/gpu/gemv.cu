@@ -257,11 +257,6 @@ __global__ void __launch_bounds__(CHOOSE_THREADS) choose_kernel(const Choice p) 
     *p.position += 1;
 }
 
-template <class Weights>
-static bool is_staged(const Gemv *p) {
-    return p->m * p->columns * sizeof(__nv_bfloat16) <= MOST_STAGED;
-}
-
 template <class Weights, bool STAGED>
 static int launch_shared(const Gemv *p, bool dependent, void *queue) {
     size_t inputs = STAGED ? Inputs<Weights>::bytes(p->m, p->columns) : 0;

@@ -2,8 +2,8 @@
  *
  * In fixed point, the inputs at a stage's columns share an exponent, that of the largest; each is a
  * signed number of 15 bits, high and low byte by themselves. A bfloat16 number of at least 1/64 of
- * the largest comes out exact; below, what is lost is 1/32768 of the largest at most, a hundredth of
- * what rounding the largest to bfloat16 loses.
+ * the largest comes out exact; below, what is lost is 1/16384 of the largest at most, 1/64 of what
+ * rounding the largest to bfloat16 may lose.
  */
 #pragma once
 #include "norm.cuh"
@@ -13,7 +13,7 @@ constexpr int WARPS = 8, THREADS = 32 * WARPS;
 constexpr int NORM_MOST = 4096;        /* of a vector that is normed */
 constexpr int MOST_STAGED = 24 * 1024; /* bytes of inputs that a block keeps for itself */
 
-/* m vectors in shared memory, or for codes in the launch's own memory: first, of each vector and
+/* m vectors in shared memory, or for codes in memory that launches share: first, of each vector and
  * stage, its exponent and sums; then, of each vector, bfloat16 or one column of bytes and the other.
  */
 template <class Weights>

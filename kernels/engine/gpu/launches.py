@@ -33,7 +33,7 @@ Inputs = Tensor | NormArgs
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch of a step.
+    """One launch of a step; of a matrix whose inputs no block has room for, two.
 
     Attributes:
         label: the component, for profiles.

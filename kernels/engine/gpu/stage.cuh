@@ -3,9 +3,9 @@
  * The products go through the tensor cores (mma.sync, sm_80 and newer): they are idle anyway, and
  * unpack nothing. A bfloat16 matrix meets a vector in each column of the product. Codes meet inputs
  * in fixed point (inputs.cuh): each is two signed bytes, 256 high + low, in two columns, so that one
- * product has four vectors. int8 goes in as it lies; of int4, one operation picks four rows' codes
- * from eight, and the upper half-bytes count sixteenfold. Integers add up exactly, so all vectors
- * round alike, wherever they stand.
+ * product has four vectors. int8 goes in as it lies; of int4, one operation picks four codes of a row
+ * from a word of two rows, and the upper half-bytes count sixteenfold. Integers add up exactly, so
+ * all vectors round alike, wherever they stand.
  *
  * Layout: tiles of 16 rows; within a tile, stages of 2 × 32 lanes × 16 bytes. Lane (g, t) =
  * (lane / 4, lane % 4) holds rows g and g + 8. Columns of 16 bytes, by scheme:

@@ -93,6 +93,46 @@ def test_a_token_among_others_is_bit_for_bit_the_token_alone(
         assert torch.equal(logits_in(engine, [TOKENS[:20], *pieces]), alone)
 
 
+@pytest.mark.parametrize("kept", [{}, {"cache": "paged", "kv": "int8"}], ids=str)
+@pytest.mark.parametrize("window", [512, 700, 1024])
+def test_attention_goes_round_its_splits(window: int, kept: dict[str, str], tmp_path: Path) -> None:
+    """Where a split's positions begin anew, after 512 and 1,024; with and without a window."""
+    torch.manual_seed(0)
+    config = Gemma4TextConfig(
+        **{**SIZES, "max_position_embeddings": 2304},
+        num_hidden_layers=4,
+        global_head_dim=128,
+        sliding_window=window,
+        num_kv_shared_layers=2,
+        hidden_size_per_layer_input=128,
+        vocab_size_per_layer_input=512,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
+    folder = tmp_path / "model"
+    Gemma4ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokens = torch.randint(512, (2056,)).tolist()
+    edges = [range(at - 8, at + 8) for at in (512, 712, 1024, 2048)]
+
+    def rows(size: int, **levers: str) -> Tensor:
+        """Logits around the edges, read so many tokens at a time."""
+        (tmp_path / "levers.json").write_text(json.dumps(levers))
+        engine = load(tmp_path, folder, 2304)
+        found, at = [], 0
+        with torch.inference_mode():
+            for edge in edges:
+                engine.model(tokens[at : edge.start])
+                for start in range(edge.start, edge.stop, size):
+                    found.append(engine.model(tokens[start : start + size], last_only=False))
+                at = edge.stop
+        return torch.cat(found).float().cpu()
+
+    held = {"kv": kept.get("kv", "dense")}
+    exact, eager = rows(1, dtype="float32", **held), rows(1, **held)
+    alone = rows(1, step="graph", **kept)
+    assert (alone - exact).abs().mean() < 1.1 * (eager - exact).abs().mean()
+    assert torch.equal(rows(8, step="graph", **kept), alone)
+
+
 @pytest.mark.parametrize("kept", KEPT, ids=str)
 def test_drafting_is_lossless(kept: dict[str, str], model_dir: Path, tmp_path: Path) -> None:
     plain = engine_with(model_dir, tmp_path, step="graph", **kept)
