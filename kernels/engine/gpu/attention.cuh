@@ -510,6 +510,9 @@ static_assert(KEYS == 32 && MOST_SPLITS == 32, "a lane for each");
 
 template <int PAIRS, int GROUP, int SPLITS, class T>
 __global__ void __launch_bounds__(ATTENTION_THREADS) attention_kernel(const Attention p) {
+#if __CUDA_ARCH__ < 900
+    if constexpr (SPLITS == CLUSTER) return; /* no clusters there: not worth compiling */
+#endif
     extern __shared__ __align__(16) uint8_t dynamic[];
     typedef Attending<PAIRS, GROUP, SPLITS, T> Block;
     auto &room = *(AttentionRoom<PAIRS, GROUP, T> *)dynamic;
