@@ -45,7 +45,10 @@ class Catalogue:
         return {name: settings.get(name, value) for name, value in self.seed.items()}
 
     def key(self, settings: dict[str, str], machine: Machine) -> tuple[str, ...]:
-        """Return what tells settings apart on a machine: what every lever comes to, in order."""
+        """Return what tells settings apart on a machine: what every lever comes to, in order.
+
+        As many threads as it has cores are all of them.
+        """
         found = self.effective(settings)
         if found.get(_THREADS) == str(machine.num_cores):
             found = {**found, _THREADS: "all"}
@@ -110,15 +113,16 @@ class _Shipped(Catalogue):
     def read_bytes(self, shape: ModelShape, settings: dict[str, str]) -> float:
         return sum(bytes_per_token(shape, self.effective(settings)).values())
 
-    # On a GPU no core computes.
-
     def key(self, settings: dict[str, str], machine: Machine) -> tuple[str, ...]:
-        on_gpu = machine.device == "cuda"
-        return super().key({**settings, _THREADS: "all"} if on_gpu else settings, machine)
+        return super().key(_without_threads(settings, machine), machine)
 
     def num_threads(self, settings: dict[str, str], machine: Machine) -> int:
-        on_gpu = machine.device == "cuda"
-        return machine.num_cores if on_gpu else super().num_threads(settings, machine)
+        return super().num_threads(_without_threads(settings, machine), machine)
+
+
+def _without_threads(settings: dict[str, str], machine: Machine) -> dict[str, str]:
+    """Return the settings as they come to on a GPU, where no core computes."""
+    return {**settings, _THREADS: "all"} if machine.device == "cuda" else settings
 
 
 SHIPPED: Catalogue = _Shipped(CATALOGUE)

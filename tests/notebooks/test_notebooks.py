@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on the recorded memory."""
+"""The notebooks run from top to bottom on the recorded memory, and leave it as it is."""
 
 from pathlib import Path
 
@@ -10,8 +10,11 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
-def test_notebook_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLIPSTREAM_MEMORY", f"sqlite:///{NOTEBOOKS}/data/first-run.db")
+def test_notebook_runs(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for somebody who has run nothing yet."""
+    monkeypatch.delenv("SLIPSTREAM_MEMORY", raising=False)
+    recorded = NOTEBOOKS / "data" / "first-run.db"
+    before = recorded.read_bytes()
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     NotebookClient(
         notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOKS)}}
@@ -20,3 +23,5 @@ def test_notebook_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     html = [str(output.get("data", {}).get("text/html", "")) for output in outputs]
     assert sum("vega" in text for text in html) >= 2  # charts
     assert sum("<table" in text for text in html) >= 3  # frames
+    assert recorded.read_bytes() == before
+    assert (home / "memory.db").is_file()  # their own, in which nothing was found

@@ -27,6 +27,22 @@ SIZES = {
 KEPT = [{}, {"kv": "int8"}, {"cache": "paged"}, {"cache": "paged", "kv": "int8"}]
 
 
+def random_gemma4(**sizes: int) -> Gemma4ForCausalLM:
+    config = {
+        **SIZES,
+        "num_hidden_layers": 6,
+        "global_head_dim": 128,
+        "sliding_window": 16,
+        "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 128,
+        "vocab_size_per_layer_input": 512,
+        "final_logit_softcapping": 30.0,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+        **sizes,
+    }
+    return Gemma4ForCausalLM(Gemma4TextConfig(**config))
+
+
 @pytest.fixture(scope="module", params=["llama", "gemma4", "gemma4-one-kv-head"])
 def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model whose heads the GPU's kernels know."""
@@ -36,19 +52,7 @@ def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         model = LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=3))
     else:
         heads = {"num_attention_heads": 8, "num_key_value_heads": 1}  # as E2B has them
-        sizes = {**SIZES, **heads} if "one" in request.param else SIZES
-        config = Gemma4TextConfig(
-            **sizes,
-            num_hidden_layers=6,
-            global_head_dim=128,
-            sliding_window=16,
-            num_kv_shared_layers=2,
-            hidden_size_per_layer_input=128,
-            vocab_size_per_layer_input=512,
-            final_logit_softcapping=30.0,
-            layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
-        )
-        model = Gemma4ForCausalLM(config)
+        model = random_gemma4(**heads) if "one" in request.param else random_gemma4()
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
 
@@ -98,18 +102,9 @@ def test_a_token_among_others_is_bit_for_bit_the_token_alone(
 def test_attention_goes_round_its_splits(window: int, kept: dict[str, str], tmp_path: Path) -> None:
     """Where a split's positions begin anew, after 512 and 1,024; with and without a window."""
     torch.manual_seed(0)
-    config = Gemma4TextConfig(
-        **{**SIZES, "max_position_embeddings": 2304},
-        num_hidden_layers=4,
-        global_head_dim=128,
-        sliding_window=window,
-        num_kv_shared_layers=2,
-        hidden_size_per_layer_input=128,
-        vocab_size_per_layer_input=512,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-    )
     folder = tmp_path / "model"
-    Gemma4ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model = random_gemma4(sliding_window=window, max_position_embeddings=2304)
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokens = torch.randint(512, (2056,)).tolist()
     edges = [range(at - 8, at + 8) for at in (512, 712, 1024, 2048)]
 
